@@ -1,0 +1,1 @@
+"""What CRIU images mean: their codec, the memory view over a dump, and the transforms that rewrite them."""
