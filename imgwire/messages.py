@@ -1,0 +1,244 @@
+"""What proxy and cache say to each other over the link: immutable messages that check themselves.
+
+Greetings (HELLO frames) open each connection; the others travel in numbered CONTROL frames, so each arrives exactly
+once and in order whatever happens to the connection in between.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from imgwire.errors import RemoteProtocolError
+from imgwire.frames import MAX_DATA
+from imgwire.names import check_image_name, check_session_name
+from imgwire.packing import build, pack, unpack
+
+#: Version of the link spoken here, and the oldest still understood.
+VERSION = 1
+OLDEST_VERSION = 1
+
+_ID_LENGTH = 32  # 128 random bits in hex
+
+
+# ---- greetings ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Hello:
+    """The proxy opens a session, or comes back to it after a cut (`resume`)."""
+
+    session: str  #: 128 random bits in hex; who knows it may resume the session
+    name: str  #: for people and directories
+    version: int = VERSION
+    oldest: int = OLDEST_VERSION
+    resume: bool = False
+    received: int = 0  #: last frame of the cache's that the proxy has processed
+    wait_restored: bool = False  #: commit only after everything is restored
+    need: int = 0  #: bytes that the images will take, about; 0 = not known
+    facts: dict[str, Any] = field(default_factory=dict)  #: the source node
+
+    def __post_init__(self) -> None:
+        _check_id(self.session)
+        check_session_name(self.name)
+        if self.version < self.oldest:
+            raise RemoteProtocolError(f"hello with version {self.version} below its oldest, {self.oldest}")
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """The cache takes the session."""
+
+    version: int
+    received: int = 0  #: last frame of the proxy's that the cache has processed
+    window: int = 0  #: bytes that may be under way without acknowledgement
+    facts: dict[str, Any] = field(default_factory=dict)  #: the destination node
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The cache does not take the session; `reason` is one line for a person."""
+
+    reason: str
+    final: bool = True  #: whether trying again later is pointless
+
+
+@dataclass(frozen=True)
+class Resolve:
+    """A source that is back after a crash tells how the session ended there."""
+
+    session: str
+    commit: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        _check_id(self.session)
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """The cache has written the outcome down. `state` is where the session is now."""
+
+    state: str
+
+
+Greeting = Hello | Welcome | Refused | Resolve | Resolved
+
+# ---- proxy to cache ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OpenImage:
+    """Image number `image` has this name; its DATA follow, with `digest` an xxh3-128 at the end."""
+
+    image: int
+    name: str
+    digest: bool = False
+
+    def __post_init__(self) -> None:
+        check_image_name(self.name)
+
+
+@dataclass(frozen=True)
+class EndImage:
+    """All bytes of the image have been sent."""
+
+    image: int
+    size: int
+    digest: bytes | None = None  #: xxh3-128 of the image as sent, where announced
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """Ask for a range of an image that the cache already holds."""
+
+    request: int
+    image: int
+    offset: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.length <= MAX_DATA:
+            raise RemoteProtocolError(f"read-back of {self.length} bytes: the limit is {MAX_DATA}")
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Overwrite a range of an image before the set is complete."""
+
+    image: int
+    offset: int
+    data: bytes
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.data) <= MAX_DATA:
+            raise RemoteProtocolError(f"patch of {len(self.data)} bytes: the limit is {MAX_DATA}")
+
+
+@dataclass(frozen=True)
+class Restore:
+    """Run `criu restore` with these options as soon as the images are there."""
+
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckCpu:
+    """Would this `cpuinfo.img` of the source pass `criu cpuinfo check` at the destination?"""
+
+    request: int
+    cpuinfo: bytes
+
+
+@dataclass(frozen=True)
+class ImagesComplete:
+    """Every image has been sent and patched: nothing changes any more."""
+
+    images: int
+    size: int  #: bytes of all images together
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The source's copy is dead: run here."""
+
+
+@dataclass(frozen=True)
+class Abort:
+    """The process runs on at the source: never run it here."""
+
+    reason: str
+
+
+# ---- cache to proxy ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer to a request by number. `error` set: it was refused, for this reason."""
+
+    request: int
+    data: bytes = b""
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class State:
+    """The session's state at the cache has changed: see `SessionState`."""
+
+    state: str
+    detail: str = ""
+
+
+ToCache = OpenImage | EndImage | ReadBack | Patch | Restore | CheckCpu | ImagesComplete | Commit | Abort
+ToProxy = Reply | State
+Message = ToCache | ToProxy
+
+_NAMES: dict[type[Any], str] = {
+    Hello: "hello",
+    Welcome: "welcome",
+    Refused: "refused",
+    Resolve: "resolve",
+    Resolved: "resolved",
+    OpenImage: "open",
+    EndImage: "end",
+    ReadBack: "read",
+    Patch: "patch",
+    Restore: "restore",
+    CheckCpu: "cpu",
+    ImagesComplete: "complete",
+    Commit: "commit",
+    Abort: "abort",
+    Reply: "reply",
+    State: "state",
+}
+_GREETINGS = {"hello", "welcome", "refused", "resolve", "resolved"}
+_KINDS = {name: kind for kind, name in _NAMES.items()}
+
+
+def encode(message: Greeting | Message) -> bytes:
+    """The payload of the frame that carries `message`."""
+    return pack(message, _NAMES[type(message)])
+
+
+def decode_greeting(raw: bytes) -> Greeting:
+    """The message in a HELLO frame."""
+    greeting: Greeting = _decode(raw, greeting=True)
+    return greeting
+
+
+def decode_message(raw: bytes) -> Message:
+    """The message in a CONTROL frame."""
+    message: Message = _decode(raw, greeting=False)
+    return message
+
+
+def _decode(raw: bytes, *, greeting: bool) -> Any:
+    fields = unpack(raw)
+    name = fields.pop("t", None)
+    if not isinstance(name, str) or name not in _KINDS or (name in _GREETINGS) is not greeting:
+        raise RemoteProtocolError(f"a {'greeting' if greeting else 'message'} named {name!r}")
+    return build(_KINDS[name], fields)
+
+
+def _check_id(session: str) -> None:
+    if len(session) != _ID_LENGTH or set(session) - set("0123456789abcdef"):
+        raise RemoteProtocolError(f"session id {session[:64]!r} is not {_ID_LENGTH} hex digits")

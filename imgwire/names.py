@@ -1,0 +1,43 @@
+"""Names that come from the other side: of images and of sessions.
+
+CRIU's image names have no directory part and end in `.img`; both sides turn them into paths, so everything
+that reaches a path passes here first.
+"""
+
+import re
+
+from imgwire.errors import RemoteProtocolError
+
+#: NAME_MAX of every Linux file system; longer names could never be extracted to a directory.
+MAX_NAME = 255
+
+_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+
+
+def check_image_name(name: str) -> str:
+    """Return `name` if it is a safe image name, else raise RemoteProtocolError."""
+    return _check("image", name)
+
+
+def check_session_name(name: str) -> str:
+    """Return `name` if it can name a session (and its directory), else raise RemoteProtocolError."""
+    return _check("session", name)
+
+
+def is_pages(name: str) -> bool:
+    """Whether the image holds raw page payload (`pages-1.img`): never parsed, moved by splice."""
+    return name.startswith("pages-")
+
+
+def image_kind(name: str) -> str:
+    """The kind of an image, for statistics: `core-123.img` -> `core`, `tmpfs-dev-9.tar.gz.img` -> `tmpfs-dev`."""
+    stem = name.partition(".")[0]
+    return re.sub(r"(-[0-9]+)+$", "", stem) or stem
+
+
+def _check(what: str, name: str) -> str:
+    if len(name) > MAX_NAME:
+        raise RemoteProtocolError(f"{what} name of {len(name)} bytes is longer than {MAX_NAME}")
+    if not _NAME.fullmatch(name):
+        raise RemoteProtocolError(f"{what} name {name!r} is not made of letters, digits, '.', '_' and '-'")
+    return name
