@@ -1,7 +1,8 @@
 """Who did wrong: the three errors that every part of the project raises on purpose.
 
-`RemoteProtocolError` blames the peer, `LocalProtocolError` our own code, `UsageError` the person (or the program) who
-asked for something that cannot be done. What broke underneath stays the `OSError` that the kernel gave, with its path.
+`RemoteProtocolError` blames the peer, `LocalProtocolError` our own code, `UsageError` the person (or the
+program) who asked for something that cannot be done. What broke underneath stays the `OSError` that the
+kernel gave, with its path.
 """
 
 

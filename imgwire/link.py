@@ -304,8 +304,12 @@ class Sequencer(Generic[_Payload]):
         """The kept frames, oldest first."""
         return iter(tuple(self._kept))
 
-    def accept(self, seq: int) -> None:
-        """A frame of the other side's has been processed; it must be the next one."""
+    def check(self, seq: int) -> None:
+        """A frame of the other side's begins; it must be the next one."""
         if seq != self._received + 1:
             raise RemoteProtocolError(f"frame {seq} came where {self._received + 1} was due")
+
+    def accept(self, seq: int) -> None:
+        """A frame of the other side's has been processed."""
+        self.check(seq)
         self._received = seq

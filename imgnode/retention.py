@@ -1,0 +1,61 @@
+"""What the sender keeps of a frame until the cache has processed it, so that a cut loses nothing.
+
+Plain page payload moves from CRIU's pipe into one of ours, and `tee` makes a second set of references to send from.
+The pages are those of the frozen process, so nothing is copied and the memory of this program does not grow.
+Everything else is kept as the bytes that were sent.
+"""
+
+import os
+from dataclasses import dataclass
+
+from imgnode.pipes import Pipe, Sink, pending, tee
+
+
+@dataclass(frozen=True)
+class KeptPipe:
+    """`size` bytes of payload at the head of a pipe of ours."""
+
+    pipe: Pipe
+    size: int
+
+
+Kept = bytes | KeptPipe
+
+
+class Retention:
+    """A pool of pipes that hold payload under way. At most as many as frames may be in flight."""
+
+    def __init__(self) -> None:
+        self._free: list[Pipe] = []
+        self._used: set[Pipe] = set()
+        self.sink = Sink()
+
+    def hold(self, fd: int, size: int) -> KeptPipe:
+        """Take up to `size` bytes out of pipe `fd` and keep them; 0 at its end, BlockingIOError if it is empty."""
+        if not self._free:
+            self._free.append(Pipe())
+        pipe = self._free[-1]
+        kept = KeptPipe(pipe, os.splice(fd, pipe.writer, size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE))
+        self._used.add(self._free.pop())
+        return kept
+
+    def copy_into(self, kept: KeptPipe, scratch: Pipe) -> None:
+        """Put references to all of `kept` into the empty pipe `scratch`, from which it is sent."""
+        copied = tee(kept.pipe.reader, scratch.writer, kept.size)
+        if copied != kept.size:
+            raise BrokenPipeError(f"only {copied} of {kept.size} kept bytes could be duplicated")
+
+    def release(self, kept: Kept) -> None:
+        """The frame was processed: its pipe can be used again."""
+        if isinstance(kept, KeptPipe):
+            self.sink.discard(kept.pipe.reader, pending(kept.pipe.reader))
+            self._used.discard(kept.pipe)
+            self._free.append(kept.pipe)
+
+    def close(self) -> None:
+        """Close every pipe, held or free."""
+        for pipe in [*self._free, *self._used]:
+            pipe.close()
+        self._free.clear()
+        self._used.clear()
+        self.sink.close()
