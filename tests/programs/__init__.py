@@ -1,0 +1,39 @@
+"""C programs that tests start, dump and restore, and the Python side of each.
+
+They are compiled once for each content of their source, into the cache that scripts/setup made, so that a process
+restored from images finds the executable it was dumped with.
+"""
+
+import hashlib
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+COMPILE = ("gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread")
+
+
+@dataclass(frozen=True)
+class Programs:
+    """Paths of the compiled programs: `memcheck` proves its own migration, `reaper` starts it and buries it."""
+
+    memcheck: Path
+    reaper: Path
+
+
+def compile_programs(cache: Path) -> Programs:
+    """Compile what the cache does not have yet. Raises CalledProcessError with the compiler's message on stderr."""
+    return Programs(memcheck=compile_program("memcheck", cache), reaper=compile_program("reaper", cache))
+
+
+def compile_program(name: str, cache: Path) -> Path:
+    source = SOURCES / f"{name}.c"
+    digest = hashlib.sha256(" ".join(COMPILE).encode() + source.read_bytes()).hexdigest()[:16]
+    binary = cache / "programs" / digest / name
+    if not binary.exists():
+        binary.parent.mkdir(parents=True, exist_ok=True)
+        scratch = binary.with_suffix(f".{os.getpid()}")
+        subprocess.run([*COMPILE, "-o", scratch, source], check=True)
+        scratch.rename(binary)
+    return binary

@@ -1,0 +1,207 @@
+"""The test's view of memcheck: is it alive, does it advance, is its memory right, did it run on one node only.
+
+A SelfCheck follows the process through its migration by the report file, not by the process that was started: after a
+dump and a restore the same object answers for the restored one. It polls that file, because the process under test must
+have no channel to its observer that CRIU would have to migrate. Deadlines are in seconds and fail the test.
+"""
+
+import errno
+import os
+import re
+import select
+import signal
+import struct
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from tests.programs import Programs
+
+REPORT_LINE = 192
+HISTORY_RECORDS = 1 << 20
+HISTORY_RECORD = struct.Struct("=IIQ")  # times reached, pid that reached it first, CLOCK_MONOTONIC ns then
+POLL_SECONDS = 0.005
+DEATH_MILLISECONDS = 10_000  # a killed process of some GiB needs tenths of a second to go
+
+_LINE = re.compile(
+    r"(?P<state>\w+) pid=(?P<pid>\d+) counter=(?P<counter>\d+) passes=(?P<passes>\d+) demanded=(?P<demanded>\d+)"
+    r" monotonic=(?P<monotonic>\d+) end=(?P<end>\d+) *\n"
+)
+
+
+class UnreadableReport(AssertionError):
+    """A report that is not there yet, or was read while it was being written: read it again."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """One process's line of the report. `passes`: verifications of its memory; `demanded`: those done on SIGUSR1."""
+
+    state: str
+    pid: int
+    counter: int
+    passes: int
+    demanded: int
+    monotonic: int
+
+
+class SelfCheck:
+    """A tree of memcheck processes, before, during and after its migration. Made by the fixture `start_memcheck`."""
+
+    def __init__(self, programs: Programs, directory: Path, arguments: list[str], procs: int = 1) -> None:
+        """Start memcheck with its report and history in `directory`, which both nodes must see under this path."""
+        self.report_path = directory / "report"
+        self.history_path = directory / "history"
+        self.program = programs.memcheck
+        self.procs = procs
+        files = [f"--report={self.report_path}", f"--history={self.history_path}", f"--procs={procs}"]
+        self.reaper = subprocess.Popen(
+            [programs.reaper, programs.memcheck, *files, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self.reaper.stdout is not None
+        with self.reaper.stdout as pid:
+            self.pid = int(pid.read())
+
+    def reports(self) -> list[Report]:
+        """What each process last said, root first. AssertionError on a wrong byte of memory."""
+        lines = self.report_path.read_text(encoding="ascii") if self.report_path.exists() else ""
+        if len(lines) != self.procs * REPORT_LINE:
+            raise UnreadableReport(f"memcheck has not made its report: {lines!r}")
+        return [self._parse(lines[at : at + REPORT_LINE]) for at in range(0, len(lines), REPORT_LINE)]
+
+    def _parse(self, line: str) -> Report:
+        assert not line.startswith("ERROR"), f"memcheck: {line.strip()}"
+        fields = _LINE.fullmatch(line)
+        if fields is None or fields["counter"] != fields["end"]:
+            raise UnreadableReport(f"torn or missing report line: {line!r}")
+        numbers = {name: int(value) for name, value in fields.groupdict().items() if name not in {"state", "end"}}
+        return Report(state=fields["state"], **numbers)
+
+    def pids(self) -> list[int]:
+        """The pids of the whole tree that run now, root first."""
+        return [pid for pid in self._reported_pids() if self._is_ours(pid)]
+
+    def _reported_pids(self) -> list[int]:
+        try:
+            lines = self.report_path.read_text(encoding="ascii", errors="replace")
+        except FileNotFoundError:
+            return [self.pid]
+        return list(dict.fromkeys([self.pid, *map(int, re.findall(r"\bpid=(\d+)", lines))]))
+
+    def _is_ours(self, pid: int) -> bool:
+        """True for a living memcheck with our report: pids are used again."""
+        try:
+            return str(self.report_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+
+    def alive(self) -> bool:
+        """True while every process of the tree exists; a frozen one does too."""
+        return len(self.pids()) == self.procs
+
+    async def _until(self, what: str, condition: Callable[[list[Report]], bool], deadline: float) -> list[Report]:
+        last: list[Report] | UnreadableReport | None = None
+        with trio.move_on_after(deadline):
+            while True:
+                try:
+                    last = self.reports()
+                    if condition(last):
+                        return last
+                except UnreadableReport as problem:
+                    last = problem
+                await trio.sleep(POLL_SECONDS)
+        raise AssertionError(f"memcheck {self.pid}: {what}, not within {deadline} s; running: {self.pids()}; {last}")
+
+    async def _now(self) -> list[Report]:
+        return await self._until("to report", bool, deadline=10)
+
+    async def wait_ready(self, *, deadline: float = 60) -> None:
+        """Wait until all memory is filled and every process counts."""
+        await self._until("to fill its memory", lambda now: all(report.state == "run" for report in now), deadline)
+
+    async def wait_progress(self, steps: int = 10, *, deadline: float = 30) -> None:
+        """Wait until every process's counter has risen by `steps` (about 2 ms each): they run."""
+        start = await self._now()
+        await self._until(
+            f"to advance by {steps} from {[report.counter for report in start]}",
+            lambda now: all(new.counter >= old.counter + steps for old, new in zip(start, now, strict=True)),
+            deadline,
+        )
+
+    async def verify_memory(self, *, deadline: float = 60) -> None:
+        """Have every process verify every byte from now, and wait until they have."""
+        start = await self._now()
+        assert self.alive(), f"memcheck {self.pid}: not all of its {self.procs} processes run: {self.pids()}"
+        for report in start:
+            os.kill(report.pid, signal.SIGUSR1)
+        await self._until(
+            "to verify all memory",
+            lambda now: all(new.demanded > old.demanded for old, new in zip(start, now, strict=True)),
+            deadline,
+        )
+
+    async def wait_gone(self, *, deadline: float = 10) -> None:
+        """Wait until no process of the tree is left (a successful dump has killed it), zombies included."""
+        with trio.move_on_after(deadline):
+            while True:
+                if not any(Path(f"/proc/{pid}").exists() for pid in self._reported_pids()):
+                    return
+                await trio.sleep(POLL_SECONDS)
+        raise AssertionError(f"memcheck {self.pid}: still there after {deadline} s: {self.pids()}")
+
+    async def finish(self, *, deadline: float = 60) -> None:
+        """End the tree by SIGTERM, and require its farewell: all memory verified once more, every child ended well."""
+        os.kill(self.pid, signal.SIGTERM)
+        await self._until("to say bye", lambda now: all(report.state == "bye" for report in now), deadline)
+        await self.wait_gone(deadline=deadline)
+
+    def histories(self) -> Iterator[list[tuple[int, int, int]]]:
+        """For each process, (times, pid, nanoseconds) of the counter values reached, from 0."""
+        length = HISTORY_RECORDS * HISTORY_RECORD.size
+        with self.history_path.open("rb") as history:
+            for _ in range(self.procs):
+                reached = history.read(length).rstrip(b"\0")
+                whole = -(-len(reached) // HISTORY_RECORD.size) * HISTORY_RECORD.size
+                yield list(HISTORY_RECORD.iter_unpack(reached.ljust(whole, b"\0")))
+
+    def assert_single_history(self) -> None:
+        """Fail unless each process reached each counter value once, in order of time: there was never a second copy."""
+        for slot, records in enumerate(self.histories()):
+            assert records, f"process {slot} never counted"
+            before = 0
+            for counter, (times, pid, nanoseconds) in enumerate(records):
+                assert times == 1, f"process {slot} reached counter {counter} {times} times, first as pid {pid}"
+                in_order = nanoseconds >= before or counter == len(records) - 1
+                assert in_order, f"process {slot} reached counter {counter} before {counter - 1}"
+                before = nanoseconds
+
+    def kill(self) -> None:
+        """SIGKILL whatever is left of the tree, original or restored, and return when it is gone."""
+        for pid in self._reported_pids():
+            if self._is_ours(pid):
+                kill_and_wait(pid)
+        assert self.reaper.stdin is not None
+        self.reaper.stdin.close()
+        assert self.reaper.wait(timeout=DEATH_MILLISECONDS / 1000) == 0, "the reaper of memcheck failed"
+
+
+def kill_and_wait(pid: int) -> None:
+    """SIGKILL a process that need not be a child, and return when it is dead; one that is gone already is fine."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError as problem:
+        if problem.errno == errno.ESRCH:
+            return
+        raise
+    try:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+        death = select.poll()
+        death.register(process, select.POLLIN)
+        assert death.poll(DEATH_MILLISECONDS), f"process {pid} survives SIGKILL"
+    finally:
+        os.close(process)
