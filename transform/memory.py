@@ -3,8 +3,8 @@
 A task's pages are in `pages-N.img`, in the order of the extents that `pagemap-PID.img` lists; `mm-PID.img` says what
 is mapped. The pages themselves stay where they are: a `PageStore` reads and patches ranges of them, over the link in a
 session or in a directory offline. Held here are only the extents, as arrays. Shared memory has a pagemap of its own
-(`pagemap-shmem-ID.img`, addressed from the segment's start), found by the mapping's segment id or, where CRIU sees it as
-a memfd (on recent kernels all shared anonymous memory), by way of `files.img` and `memfd.img`. Format: CRIU's
+(`pagemap-shmem-ID.img`, addressed from the segment's start), found by the mapping's segment id or, where CRIU sees it
+as a memfd (on recent kernels all shared anonymous memory), by way of `files.img` and `memfd.img`. Format: CRIU's
 images/pagemap.proto, mm.proto, vma.proto, memfd.proto and criu/include/image.h.
 """
 

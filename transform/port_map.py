@@ -6,6 +6,7 @@ listener on another port. (criu-image-streamer's option of this name leaves them
 not listen, UDP among them, keep theirs.
 """
 
+import re
 from collections.abc import Sequence
 
 from transform.chain import EndOfDump
@@ -18,6 +19,7 @@ TCP_LISTEN = 10
 """State of a listening socket, as in the kernel's net/tcp_states.h."""
 PORT_LIMIT = 65535
 FILES = "files.img"
+_DECIMAL = re.compile(r"[0-9]{1,5}")
 
 
 def parse_port_maps(values: Sequence[str]) -> dict[int, int]:
@@ -33,9 +35,9 @@ def parse_port_maps(values: Sequence[str]) -> dict[int, int]:
 
 def _ports(pair: str) -> tuple[int, int]:
     numbers = pair.split(":")
-    if len(numbers) != 2 or not all(number.isascii() and number.isdigit() for number in numbers):
+    if len(numbers) != 2 or not all(_DECIMAL.fullmatch(number) for number in numbers):
         raise OptionError(f"--tcp-listen-remap {pair}: give OLD:NEW, two port numbers")
-    old, new = (int(number[: len(str(PORT_LIMIT)) + 1]) for number in numbers)
+    old, new = map(int, numbers)
     if not (0 < old <= PORT_LIMIT and 0 < new <= PORT_LIMIT):
         raise OptionError(f"--tcp-listen-remap {pair}: ports are 1 to {PORT_LIMIT}")
     return old, new

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from transform.errors import ImageError
 from transform.images.codec import Entry, decode
 from transform.images.kinds import is_raw
-from transform.images.wire import VARINT, Record, read_varint, records
+from transform.images.wire import VARINT, Record, WireError, read_varint, records
 
 Json = dict[str, "Json"] | list["Json"] | str | int | bool | None
 
@@ -43,7 +43,11 @@ def show(name: str, data: bytes) -> Json:
     """An image with entries; `ImageError` for bytes that are not of a kind that we know."""
     image = decode(name, data)
     kind = image.known_kind()
-    return {"image": name, "kind": kind.name, "entries": [_entry(entry) for entry in image.entries]}
+    try:
+        entries: list[Json] = [_entry(entry) for entry in image.entries]
+    except WireError as error:
+        raise ImageError(name, 0, f"an entry in a form that CRIU never writes: {error}") from error
+    return {"image": name, "kind": kind.name, "entries": entries}
 
 
 def _entry(entry: Entry) -> Json:
@@ -55,7 +59,7 @@ def _entry(entry: Entry) -> Json:
 
 
 def _message(message: Message, raw: bytes) -> dict[str, Json]:
-    named = message.DESCRIPTOR.fields_by_number
+    named = {field.number for field, _ in message.ListFields()}
     fields = list(records(raw))
     shown: dict[str, Json] = {}
     for field, value in message.ListFields():

@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from transform.errors import ImageError
 from transform.images.kinds import BY_MAGIC, COMMON_MAGIC, SERVICE_MAGIC, Kind, is_raw
 from transform.images.proto import memory_pb2
-from transform.images.wire import WireError, records, rewrite
+from transform.images.wire import WireError, rewrite
 
 M = TypeVar("M", bound=Message)
 
@@ -64,7 +65,11 @@ class Image:
         return self.kind
 
     def encode(self) -> bytes:
-        return self.header + self.body + b"".join(entry.encode() for entry in self.entries)
+        """The image's bytes; `ImageError` for a changed entry that has fields in a form that CRIU never writes."""
+        try:
+            return self.header + self.body + b"".join(entry.encode() for entry in self.entries)
+        except WireError as error:
+            raise ImageError(self.name, len(self.header), f"an entry that cannot be changed: {error}") from error
 
 
 def decode(name: str, data: bytes) -> Image:
@@ -117,16 +122,13 @@ def _message(name: str, raw: bytes, offset: int, message_type: type[Message]) ->
     if not message.IsInitialized():
         raise ImageError(name, offset, f"{message_type.DESCRIPTOR.name} entry without all of its required fields")
     if message_type in (memory_pb2.PagemapHead, memory_pb2.PagemapEntry):
-        _refuse_compressed_pages(name, raw, offset, message)
+        _refuse_compressed_pages(name, offset, message)
     return message
 
 
-def _refuse_compressed_pages(name: str, raw: bytes, offset: int, message: Message) -> None:
-    known = message.DESCRIPTOR.fields_by_number
-    try:
-        extra = sorted({record.number for record in records(raw) if record.number not in known})
-    except WireError as error:
-        raise ImageError(name, offset + error.offset, error.reason) from error
+def _refuse_compressed_pages(name: str, offset: int, message: Message) -> None:
+    unknown = UnknownFieldSet(message)
+    extra = sorted({unknown[index].field_number for index in range(len(unknown))})
     flags = getattr(message, "flags", 0)
     if extra or flags & ~KNOWN_PAGE_FLAGS:
         what = f"fields {extra}" if extra else f"flags {flags:#x}"

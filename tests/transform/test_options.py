@@ -1,0 +1,24 @@
+"""Transforms from the options of a command line."""
+
+import pytest
+
+from transform.chain import Transform
+from transform.errors import OptionError
+from transform.identity import Identity
+from transform.options import transforms
+
+pytestmark = pytest.mark.t0
+
+
+def test_options_choose_transforms() -> None:
+    assert transforms() == []
+    chosen = transforms(map_path=["/a:/b"], tcp_listen_remap=["1:2"])
+    assert [transform.name for transform in chosen] == ["path map", "port map"]
+    everything: list[Transform] = [*chosen, Identity()]
+    assert not any(transform.needs_memory for transform in everything)
+
+
+@pytest.mark.parametrize("options", [{"map_path": ["x"]}, {"tcp_listen_remap": ["x"]}])
+def test_wrong_values_are_refused(options: dict[str, list[str]]) -> None:
+    with pytest.raises(OptionError):
+        transforms(**options)
