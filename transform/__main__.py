@@ -33,11 +33,10 @@ def run(
     ] = None,
 ) -> None:
     """Copy the images of a dump from DIR_IN to DIR_OUT, transformed. `imgtransform show FILE` prints one as JSON."""
-    chosen = transforms(map_path or (), tcp_listen_remap or ())
-    transform_directory(dir_in, dir_out, Chain(chosen))
-    for transform in chosen:
-        for mapping in getattr(transform, "unmatched", ()):
-            print(f"imgtransform: {transform.name} {mapping}: matched nothing in this dump", file=sys.stderr)
+    chain = Chain(transforms(map_path or (), tcp_listen_remap or ()))
+    transform_directory(dir_in, dir_out, chain)
+    for warning in chain.warnings:
+        print(f"imgtransform: {warning}", file=sys.stderr)
 
 
 def show(

@@ -73,6 +73,11 @@ class Transform(Protocol):
         """Whether `finish` uses memory or pids: the chain then keeps `MEMORY_IMAGES` for it."""
         ...
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know once all images are through, a line each."""
+        ...
+
     def wants(self, image: str) -> bool:
         """Whether to be shown the image of this name, such as "files.img"."""
         ...
@@ -100,6 +105,11 @@ class Chain:
     @property
     def name(self) -> str:
         return ", ".join(transform.name for transform in self._transforms) or "none"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Those of all transforms."""
+        return tuple(warning for transform in self._transforms for warning in transform.warnings)
 
     def wants(self, image: str) -> bool:
         """Whether the session must hand this image over whole, at most `COLLECTED_LIMIT` bytes of it."""

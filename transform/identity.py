@@ -15,6 +15,7 @@ class Identity:
 
     name = "identity"
     needs_memory = False
+    warnings = ()
 
     def wants(self, image: str) -> bool:
         return image.endswith(".img") and not is_raw(image) and not image.startswith("ghost-file-")

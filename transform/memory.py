@@ -63,11 +63,11 @@ class Pagemap:
 
     def __init__(self, name: str, data: bytes, page_size: int) -> None:
         """Raises `ImageError` for extents out of order or outside of the address space."""
-        heads = [head.pages_id for head in scan(name, data, memory_pb2.PagemapHead)]
-        if len(heads) != 1:
+        head = next(scan(name, data, memory_pb2.PagemapHead), None)
+        if head is None:
             raise ImageError(name, len(data), "a pagemap without a head")
         self.name = name
-        self.pages = f"pages-{heads[0]}.img"
+        self.pages = f"pages-{head.pages_id}.img"
         self._starts, self._ends, self._offsets = array("Q"), array("Q"), array("Q")
         self._residence = array("B")
         self._collect(data, page_size)

@@ -80,8 +80,12 @@ class PathMap:
 
     @property
     def unmatched(self) -> tuple[str, ...]:
-        """The mappings that no path of the dump had: worth a warning once the images are through."""
+        """The mappings that no path of the dump had."""
         return tuple(str(mapping) for mapping in self._mappings if mapping not in self._matched)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return tuple(f"--map-path {mapping}: matched nothing in this dump" for mapping in self.unmatched)
 
     def wants(self, image: str) -> bool:
         return image == FILES

@@ -48,6 +48,7 @@ class PortMap:
 
     name = "port map"
     needs_memory = False
+    warnings = ()
 
     def __init__(self, ports: dict[int, int]) -> None:
         self._ports = ports

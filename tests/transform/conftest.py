@@ -68,7 +68,7 @@ class Furnished:
             self._process.wait()
 
     def _run(self, verb: str, images: Path, *more: str) -> None:
-        command = [self.criu, verb, "-D", images, "-o", f"{verb}.log", "-v2", *more, *self.options]
+        command: list[str | Path] = [self.criu, verb, "-D", images, "-o", f"{verb}.log", "-v2", *more, *self.options]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
         log = (images / f"{verb}.log").read_text() if (images / f"{verb}.log").exists() else ""
         assert done.returncode == 0, f"{verb}: {done.stderr.decode()}\n{log[-3000:]}"

@@ -1,5 +1,7 @@
 """Images made by hand, for tests that need no CRIU."""
 
+from typing import Any
+
 from google.protobuf.message import Message
 
 from transform.images.kinds import COMMON_MAGIC, KINDS
@@ -26,7 +28,7 @@ def image(kind: str, *entries: Message | bytes) -> bytes:
     return (magic if kind == "inventory" else word(COMMON_MAGIC) + magic) + b"".join(map(frame, entries))
 
 
-def regular(identifier: int, name: bytes, **more: int) -> files_pb2.File:
+def regular(identifier: int, name: bytes, **more: Any) -> files_pb2.File:
     reg = files_pb2.RegFile(id=identifier, flags=0, pos=3, name=name, size=77, **more)
     return files_pb2.File(type=task_pb2.REG, id=identifier, reg=reg)
 
@@ -58,7 +60,7 @@ def mm(*vmas: memory_pb2.Vma, auxv: tuple[int, ...] = ()) -> bytes:
     return image("mm", entry)
 
 
-def extent(vaddr: int, pages: int, flags: int | None = 4, **more: int | bool) -> memory_pb2.PagemapEntry:
+def extent(vaddr: int, pages: int, flags: int | None = 4, **more: Any) -> memory_pb2.PagemapEntry:
     return memory_pb2.PagemapEntry(vaddr=vaddr, compat_nr_pages=pages, flags=flags, **more)
 
 

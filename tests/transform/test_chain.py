@@ -18,6 +18,7 @@ class Step:
     """A transform that appends its letter to the images it wants, at once or, where `holds`, at the end."""
 
     needs_memory = False
+    warnings = ()
 
     def __init__(self, letter: bytes, *wanted: str, holds: bool = False) -> None:
         self.name = letter.decode()

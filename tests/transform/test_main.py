@@ -42,7 +42,7 @@ def test_a_directory_is_transformed(
     out = tmp_path / "out"
     assert run(monkeypatch, source, out, "--map-path", "/a:/b", "--map-path", "/z:/y") == 0
     assert (out / "files.img").read_bytes() == image("files", regular(1, b"/b/f"))
-    assert capsys.readouterr().err == "imgtransform: path map /z:/y: matched nothing in this dump\n"
+    assert capsys.readouterr().err == "imgtransform: --map-path /z:/y: matched nothing in this dump\n"
 
 
 def test_an_image_is_shown(source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,7 +73,7 @@ def test_help_and_usage(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_the_module_is_the_command(source: Path) -> None:
-    command = [sys.executable, "-m", "transform", "show", source / "nothing.img"]
+    command = [sys.executable, "-m", "transform", "show", str(source / "nothing.img")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"imgtransform: {source}/nothing.img: No such file or directory\n"

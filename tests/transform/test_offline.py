@@ -41,6 +41,7 @@ class Patching:
 
     name = "patching"
     needs_memory = True
+    warnings = ()
 
     def __init__(self, added: str = "added.img") -> None:
         self.added = added

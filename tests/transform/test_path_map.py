@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transform.synthetic import UNKNOWN_HIGH, BytesStore, image, inet, regular, unix
-from transform.chain import EndOfDump
+from transform.chain import Chain, EndOfDump
 from transform.errors import ImageError, OptionError, TransformError
 from transform.images.codec import decode
 from transform.images.proto import files_pb2, task_pb2
@@ -129,6 +129,7 @@ def test_what_matched_nothing_is_told() -> None:
     some = path_map("/a:/b", "/z:/")
     mapped(some, regular(1, b"/a"))
     assert some.unmatched == ("/z:/",)
+    assert Chain([some]).warnings == ("--map-path /z:/: matched nothing in this dump",)
     with pytest.raises(TransformError, match="lies under any OLD of --map-path /z:/y"):
         mapped(path_map("/z:/y"), regular(1, b"/a"))
     with pytest.raises(TransformError, match=r"files\.img"):

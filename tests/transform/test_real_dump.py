@@ -35,6 +35,7 @@ class WholeMemory:
 
     name = "test"
     needs_memory = True
+    warnings = ()
     dump: EndOfDump
 
     def wants(self, image: str) -> bool:

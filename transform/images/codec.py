@@ -128,9 +128,9 @@ def _message(name: str, raw: bytes, offset: int, message_type: type[Message]) ->
 
 def _refuse_compressed_pages(name: str, offset: int, message: Message) -> None:
     unknown = UnknownFieldSet(message)
-    extra = sorted({unknown[index].field_number for index in range(len(unknown))})
     flags = getattr(message, "flags", 0)
-    if extra or flags & ~KNOWN_PAGE_FLAGS:
+    if len(unknown) or flags & ~KNOWN_PAGE_FLAGS:
+        extra = sorted({unknown[index].field_number for index in range(len(unknown))})
         what = f"fields {extra}" if extra else f"flags {flags:#x}"
         reason = f"pagemap with unknown {what}: compressed pages (LZ4) are not supported; dump without --compress"
         raise ImageError(name, offset, reason)
