@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.t0
 
 
 @pytest.fixture(autouse=True)
-def restored_signal_handler() -> object:
+def restored_signal_handler() -> Iterator[None]:
     yield
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -132,7 +132,7 @@ def _refuse_compressed_pages(name: str, offset: int, message: Message) -> None:
     if len(unknown) or flags & ~KNOWN_PAGE_FLAGS:
         extra = sorted({unknown[index].field_number for index in range(len(unknown))})
         what = f"fields {extra}" if extra else f"flags {flags:#x}"
-        reason = f"pagemap with unknown {what}: compressed pages (LZ4) are not supported; dump without --compress"
+        reason = f"pagemap with unknown {what}: compressed pages (LZ4) are not supported; dump without compression"
         raise ImageError(name, offset, reason)
 
 
