@@ -1,0 +1,217 @@
+"""Facts about processes, and the means to end them, from /proc and pidfds, with the standard library alone.
+
+The action-script hook runs while a process is frozen and so must start at once: this module imports nothing
+heavy, and `imgnode.process` adds what needs trio. A process may vanish between any two lines here, and its
+pid may be taken by another: whoever remembers a process keeps a `ProcessId`, and a signal goes through a
+pidfd that was checked against it. Every function that scans is blocking; trio callers put it in a thread.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+PROC = Path("/proc")
+
+_BOOT_ID = PROC / "sys/kernel/random/boot_id"
+
+_STATE, _THREADS, _START = 0, 17, 19
+"""Indices of fields 3, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
+
+
+class ProcessId(NamedTuple):
+    """One process and no other, for as long as the machine's memory of it lasts: survives reuse of its pid."""
+
+    pid: int
+    start_time: int
+    """Clock ticks from boot to its start."""
+    boot_id: str
+    """The kernel's random id of this boot."""
+
+
+def identify(pid: int) -> ProcessId:
+    """Who has this pid now. ProcessLookupError if nobody."""
+    return ProcessId(pid, int(_stat(pid)[_START]), boot_id())
+
+
+def boot_id() -> str:
+    """The kernel's random id of this boot."""
+    return _BOOT_ID.read_text("ascii").strip()
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Whether that very process can still run. A zombie cannot, unless threads outlive its first one."""
+    try:
+        fields = _stat(process.pid)
+    except ProcessLookupError:
+        return False
+    if int(fields[_START]) != process.start_time or boot_id() != process.boot_id:
+        return False
+    return fields[_STATE] not in "ZX" or int(fields[_THREADS]) > 1
+
+
+def tree(pid: int) -> list[ProcessId]:
+    """`pid` and all its descendants, root first, parents before children. ProcessLookupError if the root is
+    gone.
+
+    What forks or exits meanwhile may be missed: exact once the tree is frozen.
+    """
+    found = [identify(pid)]
+    for process in found:
+        for child in _children(process.pid):
+            try:
+                found.append(identify(child))
+            except ProcessLookupError:
+                continue
+    return found
+
+
+def tracer(pid: int) -> int:
+    """The pid of the process that traces `pid`; 0 if none does. ProcessLookupError if it is gone."""
+    return int(_field(_read(pid, "status"), "TracerPid"))
+
+
+def memory_estimate(pid: int) -> int:
+    """Bytes of page data that a dump of the tree under `pid` will hold, from smaps_rollup. ProcessLookupError
+    if it is gone.
+
+    Private memory is dumped once for each process, so it is summed: `Anonymous` (private pages that differ
+    from their file are in it) and `Swap`. Shared memory is dumped once: `Pss_Shmem` gives each process its
+    part. What no process has mapped (an idle memfd) is not seen.
+    """
+    found = tree(pid)
+    return sum(_memory(process.pid) for process in found)
+
+
+def open_pidfd(process: ProcessId) -> int | None:
+    """A pidfd of that very process, to be closed by the caller; None if it is dead."""
+    try:
+        fd = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if is_alive(process):  # after opening: from here on the descriptor means the process that was checked
+        return fd
+    os.close(fd)
+    return None
+
+
+def kill_tree(processes: Iterable[ProcessId]) -> None:
+    """SIGKILL to each that still lives, in this order; it works on frozen and traced ones too.
+
+    See `wait_dead`.
+    """
+    for process in processes:
+        fd = open_pidfd(process)
+        if fd is None:
+            continue
+        try:
+            signal.pidfd_send_signal(fd, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # died between the check and the signal: that is what was wanted
+        finally:
+            os.close(fd)
+
+
+def wait_dead(processes: Iterable[ProcessId], seconds: float) -> None:
+    """Block until all are dead (or zombies), without trio.
+
+    TimeoutError, naming one that lives, after `seconds`.
+    """
+    end = time.monotonic() + seconds
+    for process in processes:
+        fd = open_pidfd(process)
+        if fd is None:
+            continue
+        try:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
+                raise TimeoutError(f"process {process.pid} still lives after {seconds} s")
+        finally:
+            os.close(fd)
+
+
+def socket_holders(inodes: set[int]) -> list[int]:
+    """The pids, ascending, of all processes that hold one of these socket inodes open (and that we may look
+    into).
+    """
+    return [pid for pid in _pids() if not inodes.isdisjoint(_socket_inodes(pid))]
+
+
+def own_socket_inodes(pid: int) -> set[int]:
+    """The inodes of sockets that `pid` holds and no other process does at this moment; empty if it is gone."""
+    own = _socket_inodes(pid)
+    for other in _pids():
+        if not own:
+            break
+        if other != pid:
+            own -= _socket_inodes(other)
+    return own
+
+
+def _pids() -> list[int]:
+    return sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+
+
+def _socket_inodes(pid: int) -> set[int]:
+    """Empty for a process that is gone or that belongs to somebody else."""
+    found: set[int] = set()
+    try:
+        descriptors = list(Path(PROC, str(pid), "fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return found
+    for descriptor in descriptors:
+        try:
+            target = str(descriptor.readlink())
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if target.startswith("socket:["):
+            found.add(int(target[8:-1]))
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Children of all its threads; empty if it is gone."""
+    found: list[int] = []
+    try:
+        threads = list(Path(PROC, str(pid), "task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        return found
+    for thread in threads:
+        try:
+            found += [int(child) for child in (thread / "children").read_text("ascii").split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def _memory(pid: int) -> int:
+    try:
+        text = _read(pid, "smaps_rollup")
+    except ProcessLookupError:
+        return 0  # gone or a zombie: no memory to dump
+    kibibytes = sum(int(_field(text, name).split()[0]) for name in ("Anonymous", "Swap", "Pss_Shmem"))
+    return kibibytes * 1024
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second is a name that may hold anything."""
+    return _read(pid, "stat").rpartition(")")[2].split()
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(PROC, str(pid), name).read_text("utf-8", "replace")
+    except FileNotFoundError as error:
+        raise ProcessLookupError(error.errno, "no such process", str(pid)) from error
+
+
+def _field(text: str, name: str) -> str:
+    """The value of a "Name:   value" line; "0" if this kernel has none."""
+    for line in text.splitlines():
+        if line.startswith(f"{name}:"):
+            return line[len(name) + 1 :].strip()
+    return "0"

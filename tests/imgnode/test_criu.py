@@ -1,0 +1,121 @@
+"""Asking CRIU: what it prints is parsed right; the real one answers; one that misbehaves gives a clear error."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio.testing
+
+from imgnode.criu import DEADLINE, OLDEST_STREAM, OLDEST_TESTED, Criu, CriuError, Version, last_error, parse_version
+from imgwire.errors import UsageError
+
+
+def _program(directory: Path, script: str) -> Criu:
+    path = directory / "criu"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return Criu(path)
+
+
+@pytest.mark.t0
+@pytest.mark.parametrize(
+    ("output", "version", "shown"),
+    [
+        ("Version: 4.1.1\n", Version(4, 1, 1), "4.1.1"),
+        ("Version: 3.15\nGitID: v3.15-1-gabcdef\n", Version(3, 15), "3.15"),
+        ("Warn (x)\nVersion: 4.2\n", Version(4, 2, 0), "4.2"),
+        ("Version: 3.17.1-dev\n", Version(3, 17, 1), "3.17.1"),
+    ],
+)
+def test_parse_version(output: str, version: Version, shown: str) -> None:
+    assert parse_version(output) == version
+    assert str(version) == shown
+
+
+@pytest.mark.t0
+def test_versions_compare_as_numbers() -> None:
+    assert Version(3, 9) < OLDEST_STREAM < Version(3, 15, 1) < OLDEST_TESTED < Version(4, 10)
+    with pytest.raises(ValueError, match="no CRIU version"):
+        parse_version("criu 4")
+
+
+@pytest.mark.t0
+def test_last_error() -> None:
+    log = (
+        "Error (criu/first.c:1): one\n"
+        "(00.001234) Error (criu/image.c:549): Head magic doesn't match\n"
+        "(00.001235)     12: Error (criu/util.c:7): the last: of all\n"
+        "Warn  (criu/kerndat.c:1285): not an error\n"
+    )
+    assert last_error(log) == "the last: of all"
+    assert last_error(log.split("(00.001235)", maxsplit=1)[0]) == "Head magic doesn't match"
+    assert last_error("Warn  (criu/kerndat.c:1285): fine\n") is None
+
+
+@pytest.mark.t1
+async def test_no_such_program(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such program"):
+        await Criu(tmp_path / "none").version()
+    with pytest.raises(UsageError, match="no such program"):
+        await Criu("no-criu-of-this-name").version()
+
+
+@pytest.mark.t1
+async def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    path = tmp_path / "criu"
+    path.write_bytes(b"\x7fELF nonsense")
+    path.chmod(0o755)
+    with pytest.raises(UsageError, match="cannot be started"):
+        await Criu(path).version()
+
+
+@pytest.mark.t1
+async def test_another_program(tmp_path: Path) -> None:
+    with pytest.raises(CriuError, match=r"gives no version: frob 1\.0"):
+        await _program(tmp_path, "echo frob 1.0").version()
+    with pytest.raises(CriuError, match="gives no version: exit code 3"):
+        await _program(tmp_path, "exit 3").version()
+    with pytest.raises(CriuError, match="gives no version: broken"):
+        await _program(tmp_path, "echo Version: 4.1; echo broken >&2; exit 1").version()
+
+
+@pytest.mark.t1
+async def test_killed(tmp_path: Path) -> None:
+    with pytest.raises(CriuError, match="was ended by SIGKILL"):
+        await _program(tmp_path, f"kill -{signal.SIGKILL} $$").check_feature("uffd")
+
+
+@pytest.mark.t1
+async def test_a_silent_program_is_given_up(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
+    with pytest.raises(CriuError, match="gave no answer in 30 s"):
+        await _program(tmp_path, "exec sleep 1000").version()
+    assert autojump_clock.current_time() >= DEADLINE
+
+
+@pytest.mark.t2
+async def test_real_version(criu: Path) -> None:
+    assert await Criu(criu).version() >= OLDEST_TESTED
+
+
+@pytest.mark.t2
+async def test_real_cpuinfo(criu: Path, tmp_path: Path) -> None:
+    real = Criu(criu)
+    await real.cpuinfo_dump(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["cpuinfo.img"]
+    assert await real.cpuinfo_check(tmp_path) is None
+    (tmp_path / "cpuinfo.img").write_bytes(b"x" * 16)
+    reason = await real.cpuinfo_check(tmp_path)
+    assert reason == "Head magic doesn't match for cpuinfo.img"
+
+
+@pytest.mark.t2
+async def test_real_cpuinfo_without_a_directory(criu: Path, tmp_path: Path) -> None:
+    with pytest.raises(CriuError, match=r"cpuinfo dump to .*: .*No such file"):
+        await Criu(criu).cpuinfo_dump(tmp_path / "none")
+
+
+@pytest.mark.t2
+async def test_real_features(criu: Path) -> None:
+    real = Criu(criu)
+    assert await real.check_feature("can_map_vdso")
+    assert not await real.check_feature("no-such-feature")
