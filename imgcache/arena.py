@@ -174,7 +174,7 @@ def _unnamed_file(directory: Path) -> int:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
             raise UsageError(f"spool directory {directory}: {error.strerror}; choose another with --spool") from error
     fd, name = tempfile.mkstemp(dir=directory, prefix="imgcache-")
-    os.unlink(name)
+    Path(name).unlink()
     return fd
 
 

@@ -120,6 +120,10 @@ class ImageStore:
         """The image of that name."""
         return self._by_name.get(name)
 
+    def named(self, name: str) -> StoredImage:
+        """The image of that name, which must exist."""
+        return self._by_name[name]
+
     def numbered(self, number: int) -> StoredImage:
         """The image of that number; RemoteProtocolError if it was never opened."""
         try:
@@ -165,6 +169,10 @@ class ImageStore:
         else:
             await self._receive_bytes(payload, image, target)
         image.add(target)
+
+    def adopt(self, header: Header, extent: Extent) -> None:
+        """A DATA frame's bytes lie in a file already: refer to them there."""
+        self._writable(header).add(extent)
 
     async def _receive_spliced(self, payload: Payload, target: Extent) -> None:
         done, whole = 0, False

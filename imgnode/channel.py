@@ -97,7 +97,8 @@ class Receiver(Protocol):
 class Channel:
     """One side of a session's link."""
 
-    def __init__(self, *, window: int = WINDOW, pacer: Pacer | None = None) -> None:
+    def __init__(self, *, splices: bool = True, window: int = WINDOW, pacer: Pacer | None = None) -> None:
+        self.splices = splices  #: whether every connection will, so that `send_pipe` may be used
         self._sequencer: Sequencer[Kept] = Sequencer(window)
         self._pacer = pacer or Pacer(None)
         self._retention = Retention()

@@ -1,0 +1,129 @@
+"""Around one session: its directory, its serve socket, the restore that it asks for, questions to its CRIU.
+
+All of it lives in one nursery and is gone, directory included, when the session is over.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from imgcache.registry import Registry
+from imgcache.requests import Requests
+from imgcache.restore import restore_when_asked
+from imgcache.serve.stream import serve_restore
+from imgcache.session import Session
+from imgnode.criu import Criu, CriuError
+from imgnode.nursery import flat_nursery
+from imgnode.process import watch
+from imgnode.unix import allowed, listening, peer_credentials
+from imgwire.errors import UsageError
+from imgwire.messages import Reply
+
+SERVE_SOCKET = "streamer-serve.sock"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What an operator chose for all sessions."""
+
+    criu: str = "criu"
+    allow_restore: bool = False
+    release_as_read: bool = False
+    #: Seconds for which a source may be away before a session that is not in doubt is aborted.
+    source_timeout: float = 60.0
+
+
+class Host:
+    """Runs sessions and takes `criu restore` connections to them."""
+
+    def __init__(self, registry: Registry, requests: Requests, config: HostConfig) -> None:
+        self._registry, self._requests, self._config = registry, requests, config
+
+    async def run(self, session: Session, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Live with the session until it is over; `started` when its serve socket listens."""
+        directory = session.directory
+        directory.mkdir(mode=0o700, exist_ok=True)
+        try:
+            async with flat_nursery() as nursery:
+                await nursery.start(self.take_restores, directory / SERVE_SOCKET, session.name)
+                nursery.start_soon(self._answer_cpu_questions, session)
+                nursery.start_soon(self._restore, session)
+                task_status.started()
+                await session.run(self._config.source_timeout)
+                nursery.cancel_scope.cancel()
+        finally:
+            session.forget()
+            self._registry.forget_old()
+            self._clear(session)
+
+    async def take_restores(
+        self, path: Path, name: str | None, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Listen at `path` for `criu restore --stream`; each gets the session of that name, or the next free one."""
+        async with listening(path) as listener, flat_nursery() as nursery:
+            task_status.started()
+            while True:
+                sock, _ = await listener.accept()
+                nursery.start_soon(self._take, sock, name)
+
+    async def _take(self, sock: trio.socket.SocketType, name: str | None) -> None:
+        with sock:
+            peer = peer_credentials(sock)
+            if not allowed(peer):
+                _log.warning("a process of another user asked for images", uid=peer.uid)
+                return
+            session = await self._claim(peer.pid, name)
+            if session is None:
+                return
+            hooked = self._requests.is_hooked(peer.pid)
+            try:
+                await serve_restore(
+                    sock, session, criu=peer.pid, hooked=hooked, release_as_read=self._config.release_as_read
+                )
+            finally:
+                self._registry.release(session)
+
+    async def _claim(self, criu: int, name: str | None) -> Session | None:
+        """The session for that CRIU, or None if it died while it waited for one."""
+        claimed: Session | None = None
+        async with flat_nursery() as nursery:
+
+            async def died() -> None:
+                await watch(criu)
+                nursery.cancel_scope.cancel()
+
+            if criu:
+                nursery.start_soon(died)
+            claimed = await self._registry.claim(name)
+            nursery.cancel_scope.cancel()
+        return claimed
+
+    async def _restore(self, session: Session) -> None:
+        await restore_when_asked(session, self._config.criu, allowed=self._config.allow_restore)
+
+    async def _answer_cpu_questions(self, session: Session) -> None:
+        while True:
+            await session.changes.wait_until(lambda: bool(session.cpu_requests))
+            question = session.cpu_requests.popleft()
+            session.answer(Reply(question.request, error=await self._check_cpu(question.cpuinfo)))
+
+    async def _check_cpu(self, cpuinfo: bytes) -> str:
+        with tempfile.TemporaryDirectory(prefix="imgcache-cpu-") as directory:
+            await (trio.Path(directory) / "cpuinfo.img").write_bytes(cpuinfo)
+            try:
+                return await Criu(self._config.criu).cpuinfo_check(Path(directory)) or ""
+            except (CriuError, UsageError) as error:
+                return str(error)
+
+    def _clear(self, session: Session) -> None:
+        """Remove the session's directory; the log of a restore that failed is kept beside it."""
+        log = session.directory / "restore.log"
+        if session.failures and log.exists():
+            log.rename(session.directory.with_suffix(".restore.log"))
+        shutil.rmtree(session.directory, ignore_errors=True)

@@ -1,0 +1,103 @@
+"""What a `criu restore` leaves behind when it dies: tasks that are half restored, or restored and stuck.
+
+A killed CRIU cannot clean up. Its children wait in CRIU's restorer code for a word that never comes. They are known by
+the socket to us, which they inherited, and by the root's pid, which the action script told. Whether a task runs is
+seen at its program counter: inside a mapping of the dumped process it runs, in a mapping that the dump does not have
+(the restorer's) it is stuck. Source of the stages: CRIU's restore, tried by killing it at each.
+"""
+
+import os
+import re
+
+import trio
+
+from imgcache.session import Session
+from imgnode import proc
+from imgnode.proc import PROC, ProcessId
+from transform.images.codec import decode, scan
+from transform.images.proto import memory_pb2, task_pb2
+
+_NAMESPACE_PID = re.compile(r"^NSpid:.*\t(\d+)$", re.MULTILINE)
+
+
+class Leftovers:
+    """What to look for after one `criu restore`. Made while it is still alone: before it has forked."""
+
+    #: Seconds for a CRIU that was told no, or lost its images, to kill its tasks by itself.
+    PATIENCE = 5.0
+
+    def __init__(self, criu: ProcessId | None, sockets: set[int]) -> None:
+        self._criu = criu
+        self._sockets = sockets
+
+    @classmethod
+    async def watch(cls, pid: int) -> "Leftovers":
+        """Note who CRIU is and which sockets are its own. `pid` 0: it cannot be seen, nothing can be cleared."""
+        if not pid:
+            return cls(None, set())
+        try:
+            criu = proc.identify(pid)
+        except ProcessLookupError:
+            return cls(None, set())
+        return cls(criu, await trio.to_thread.run_sync(proc.own_socket_inodes, pid))
+
+    async def runs(self, session: Session, init: int) -> bool:
+        """Whether the restored process (root `init`; 0: as the images say) executes its own instructions."""
+        root = init or _root_in_images(session)
+        return await trio.to_thread.run_sync(_runs, session, root)
+
+    async def clear(self, init: int) -> None:
+        """Kill CRIU, if it still lives, and every task of its restore, and see them dead."""
+        await trio.to_thread.run_sync(self._clear, init)
+
+    def _clear(self, init: int) -> None:
+        found: list[ProcessId] = []
+        if self._criu is not None:
+            found += _trees([self._criu.pid]) if proc.is_alive(self._criu) else []
+            found += _trees([init] if init else [])
+        found += _trees([pid for pid in proc.socket_holders(self._sockets) if pid != os.getpid()])
+        proc.kill_tree(found)
+        proc.wait_dead(found, self.PATIENCE)
+
+
+def _trees(pids: list[int]) -> list[ProcessId]:
+    found: list[ProcessId] = []
+    for pid in pids:
+        try:
+            found += proc.tree(pid)
+        except ProcessLookupError:  # it ended by itself
+            continue
+    return found
+
+
+def _root_in_images(session: Session) -> int:
+    image = session.store.find("pstree.img")
+    if image is None:
+        return 0
+    tasks = decode("pstree.img", image.read(0, image.size)).messages(task_pb2.PstreeEntry)
+    return tasks[0].pid if tasks else 0
+
+
+def _runs(session: Session, pid: int) -> bool:
+    try:
+        if not pid or not proc.is_alive(proc.identify(pid)):
+            return False
+        status = (PROC / str(pid) / "status").read_text()
+        where = (PROC / str(pid) / "syscall").read_text().split()
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    if where[0] == "running":
+        return True
+    inside = _NAMESPACE_PID.search(status)
+    return _is_mapped(session, int(inside[1]) if inside else pid, int(where[-1], 16))
+
+
+def _is_mapped(session: Session, pid: int, address: int) -> bool:
+    """Whether the dumped process had a mapping at `address`."""
+    name = f"mm-{pid}.img"
+    image = session.store.find(name)
+    if image is None:
+        return False
+    for mm in scan(name, image.read(0, image.size), memory_pb2.Mm):
+        return any(vma.start <= address < vma.end for vma in mm.vmas)
+    return False

@@ -1,0 +1,209 @@
+"""The cache as a whole: what listens, what runs, how it stops."""
+
+import signal
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+import trio
+
+from imgcache.archive import Archive
+from imgcache.hook import SOCKET
+from imgcache.host import SERVE_SOCKET, Host, HostConfig
+from imgcache.link_server import LinkServer
+from imgcache.registry import Registry
+from imgcache.requests import Requests
+from imgnode import systemd
+from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddress
+from imgnode.control import serve_control
+from imgnode.criu import Criu
+from imgnode.greeting import GREETING_TIMEOUT
+from imgnode.metrics import Metrics
+from imgnode.metrics import serve as serve_metrics
+from imgnode.nursery import flat_nursery
+from imgnode.preflight import gather
+from imgnode.tls import describe_tls_error
+from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport
+from imgnode.unix import allowed, listening, peer_credentials
+from imgwire.errors import UsageError
+from imgwire.states import SessionState
+
+#: Seconds for the sources to hear that the cache stops.
+STOP_GRACE = 5.0
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Everything that was chosen on the command line."""
+
+    directory: Path
+    listen: tuple[Address, ...] = ()
+    archive: Path | None = None
+    tls: ssl.SSLContext | None = None
+    spool: Path | None = None
+    memory_limit: int | None = None
+    journal: Path | None = None
+    metrics: str | None = None
+    host: HostConfig = field(default_factory=HostConfig)
+
+
+class CacheServer:
+    """Runs until SIGTERM or SIGINT."""
+
+    def __init__(self, config: CacheConfig) -> None:
+        self._config = config
+        journal = config.journal or config.directory / "journal"
+        journal.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._registry = Registry(config.directory, journal, config.spool, config.memory_limit)
+        self._requests = Requests(self._registry)
+        self._host = Host(self._registry, self._requests, config.host)
+        self._criu = Criu(config.host.criu)
+        self.addresses: list[str] = []
+
+    async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until a signal asks to stop."""
+        async with flat_nursery() as nursery:
+            links = LinkServer(self._registry, self._host, nursery, self._facts)
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                await self._start(nursery, links)
+                task_status.started()
+                async for _ in signals:
+                    break
+                await self._stop(links)
+                nursery.cancel_scope.cancel()
+
+    async def _start(self, nursery: trio.Nursery, links: LinkServer) -> None:
+        directory = self._config.directory
+        await nursery.start(serve_control, directory / SOCKET, self._requests.handle)
+        for session in self._registry.revive():
+            _log.warning("taken up from the journal", session=session.name, state=session.state)
+            await nursery.start(self._host.run, session)
+        await nursery.start(self._host.take_restores, directory / SERVE_SOCKET, None)
+        if self._config.metrics:
+            await nursery.start(serve_metrics, self._config.metrics, self._metrics().registry)
+        for name, sockets in systemd.listen_fds().items():
+            for sock in sockets:
+                await nursery.start(self._accept, trio.socket.from_stdlib_socket(sock), links, f"socket {name}")
+        for address in self._config.listen:
+            await nursery.start(self._listen, address, links)
+        if self._config.archive is not None:
+            await nursery.start(self._serve_archive, Archive(self._config.archive))
+        nursery.start_soon(systemd.watchdog)
+        systemd.notify("READY=1")
+        _log.info("ready", directory=str(directory), listening=self.addresses)
+
+    async def _stop(self, links: LinkServer) -> None:
+        """Sessions whose source can go on are aborted and told so; those in doubt stay in the journal."""
+        systemd.notify("STOPPING=1")
+        links.stopping = True
+        for session in self._registry.live():
+            if session.state in (SessionState.RECEIVING, SessionState.COMPLETE) and not session.in_doubt:
+                session.abort("the cache at the destination is stopping")
+        with trio.move_on_after(STOP_GRACE):
+            for session in self._registry:
+                await session.until_told()
+        for session in self._registry.live():
+            _log.warning("stays in the journal: start the cache again", session=session.name, state=session.state)
+
+    async def _facts(self) -> dict[str, object]:
+        facts = await gather(self._criu, self._config.spool, restore_allowed=self._config.host.allow_restore)
+        return facts.to_dict()
+
+    def _metrics(self) -> Metrics:
+        metrics = Metrics()
+        for state in SessionState:
+            sessions = [session for session in self._registry if session.state is state]
+            metrics.sessions.labels(state.value).set(len(sessions))
+        return metrics
+
+    # ---- the link ----
+
+    async def _listen(
+        self, address: Address, links: LinkServer, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        match address:
+            case TcpAddress(host, port):
+                with _as_usage_error(address):
+                    listeners = await trio.open_tcp_listeners(port, host=host)
+                async with flat_nursery() as nursery:
+                    for listener in listeners:
+                        await nursery.start(self._accept, listener.socket, links, _shown(listener.socket))
+                    task_status.started()
+            case UnixAddress(path):
+                async with listening(path) as sock:
+                    await self._accept(sock, links, str(address), task_status=task_status)
+            case DescriptorAddress(reader, writer):
+                task_status.started()
+                await links.serve(DescriptorTransport(reader, writer))
+            case _:
+                raise UsageError(f"{address}: cannot listen there; read an archive with --from")
+
+    async def _accept(
+        self,
+        listener: trio.socket.SocketType,
+        links: LinkServer,
+        shown: str,
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        async with flat_nursery() as nursery:
+            self.addresses.append(shown)
+            task_status.started()
+            while True:
+                sock, _ = await listener.accept()
+                nursery.start_soon(self._connection, sock, links)
+
+    async def _connection(self, sock: trio.socket.SocketType, links: LinkServer) -> None:
+        if sock.family == socket.AF_UNIX and not allowed(peer_credentials(sock)):
+            _log.warning("a process of another user connected to the link", uid=peer_credentials(sock).uid)
+            sock.close()
+        elif self._config.tls is None or sock.family == socket.AF_UNIX:
+            await links.serve(SocketTransport(sock))
+        else:
+            await self._tls_connection(trio.SocketStream(sock), self._config.tls, links)
+
+    async def _tls_connection(self, stream: trio.SocketStream, context: ssl.SSLContext, links: LinkServer) -> None:
+        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+        try:
+            with trio.fail_after(GREETING_TIMEOUT):
+                await secured.do_handshake()
+        except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
+            _log.warning("TLS with a source failed", error=describe_tls_error(error))
+            await trio.aclose_forcefully(secured)
+            return
+        await links.serve(StreamTransport(secured))
+
+    # ---- an archive ----
+
+    async def _serve_archive(
+        self, archive: Archive, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Offer the archive's session again and again: each restore takes one."""
+        try:
+            while True:
+                session = self._registry.create(await archive.hello())
+                await archive.load(session)
+                task_status.started()
+                task_status = trio.TASK_STATUS_IGNORED
+                await self._host.run(session)
+        finally:
+            archive.close()
+
+
+def _shown(sock: trio.socket.SocketType) -> str:
+    host, port = sock.getsockname()[:2]
+    return str(TcpAddress(host, port))
+
+
+@contextmanager
+def _as_usage_error(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"--listen {address}: {error.strerror or error}") from error

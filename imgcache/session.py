@@ -1,0 +1,303 @@
+"""One migration as the destination sees it: its images, its state, its word to the source.
+
+The session is what the link's channel delivers to. It never decides alone once the source may have committed ("in
+doubt"): from the moment that it has told the source what the source waits for, only the source's word ends it. Before
+that, anything that goes wrong aborts it, and the process runs on at the source.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from imgcache.arena import Arena, StoreFull
+from imgcache.store import ImageStore
+from imgnode.channel import Channel, Payload
+from imgnode.journal import Journal
+from imgnode.nursery import flat_nursery
+from imgnode.signalling import Changes
+from imgnode.transport import Transport
+from imgwire import messages
+from imgwire.errors import LocalProtocolError, RemoteProtocolError
+from imgwire.link import LinkConnection
+from imgwire.states import SessionState, advance, is_final
+
+#: Answers that may wait for the link: the proxy asks one thing at a time.
+MAX_OUTBOX = 256
+#: A finished session waits this long for the proxy to take note and say goodbye.
+LINGER = 5.0
+
+
+@dataclass
+class Attempt:
+    """One `criu restore` that reads this session."""
+
+    criu: int  #: its pid, 0 if it cannot be seen from here
+    hooked: bool  #: it runs our action script, so it stops before the first instruction and asks
+    init: int = 0  #: pid of the restored tree's root, once restored
+
+
+class Session:
+    """See the module's text. `identity` is the id that the proxy chose."""
+
+    def __init__(
+        self,
+        identity: str,
+        name: str,
+        *,
+        wait_restored: bool,
+        directory: Path,
+        arena: Arena,
+        journal: Journal,
+        revived: SessionState | None = None,
+    ) -> None:
+        self.identity, self.name, self.directory = identity, name, directory
+        self.wait_restored = wait_restored
+        self.revived = revived is not None  #: known from the journal only: its images are lost
+        self.state = revived or SessionState.RECEIVING
+        self.reason = ""  #: why it was aborted
+        self.changes = Changes()
+        self.store = ImageStore(arena)
+        self.channel = Channel()
+        self.attempt: Attempt | None = None
+        self.restore_options: tuple[str, ...] | None = None
+        self.claimed = False  #: a restore has taken it
+        self.failures = 0  #: restores that failed
+        self.cpu_requests: deque[messages.CheckCpu] = deque()
+        self._journal = journal
+        self._outbox: deque[messages.ToProxy] = deque()
+        self._readers = 0
+        self._bye = False
+        self._connection: trio.CancelScope | None = None
+        self._log = structlog.get_logger().bind(session=name)
+        self._promised = self.revived  # the source has been told what it waits for, so it may have committed
+        if not revived:
+            journal.write(SessionState.RECEIVING, name=name, wait_restored=wait_restored)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the source may have committed without our knowing: then only its word counts."""
+        return self._promised and self.state in (SessionState.COMPLETE, SessionState.RESTORED)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow."""
+        return is_final(self.state)
+
+    @property
+    def servable(self) -> bool:
+        """Whether `self.attempt` may read images now: all are here, and what it restores cannot run too early."""
+        if self.state in (SessionState.COMMITTED, SessionState.RUNNING):
+            return True
+        return self.state is SessionState.COMPLETE and self.attempt is not None and self.attempt.hooked
+
+    # ---- what the source says (Receiver) ----
+
+    def on_message(self, message: messages.Message) -> None:
+        """Take one message of the proxy's. What it did wrong aborts the session; the connection goes on."""
+        try:
+            self._take(message)
+        except (RemoteProtocolError, StoreFull) as error:
+            if self.in_doubt or is_final(self.state):
+                raise
+            self.abort(str(error))
+        self.changes.notify()
+
+    async def on_data(self, payload: Payload) -> None:
+        """Take a frame of image bytes into the store."""
+        if not is_final(self.state):
+            try:
+                await self.store.receive(payload)
+            except (RemoteProtocolError, StoreFull) as error:
+                self.abort(str(error))
+        while payload.left:  # of an aborted session: dropped
+            await payload.read()
+
+    def _take(self, message: messages.Message) -> None:
+        if self.state is SessionState.ABORTED:
+            return
+        match message:
+            case messages.OpenImage():
+                self.store.open(message)
+            case messages.EndImage():
+                self.store.end(message)
+            case messages.Patch(image, offset, data):
+                self._check_receiving("a patch")
+                self.store.numbered(image).patch(offset, data)
+            case messages.ReadBack(request, image, offset, length):
+                self._say(messages.Reply(request, self.store.numbered(image).read(offset, length)))
+            case messages.Restore(options):
+                self.restore_options = options
+            case messages.CheckCpu():
+                self.cpu_requests.append(message)
+            case messages.ImagesComplete():
+                self._check_receiving("the end of the images")
+                self.store.finish(message)
+                self._advance(SessionState.COMPLETE)
+            case messages.Commit():
+                self.commit()
+            case messages.Abort(reason):
+                self.aborted_by_source(reason)
+            case _:
+                raise LocalProtocolError(f"{type(message).__name__} reached a cache")
+
+    def commit(self) -> None:
+        """The source's copy is dead: this one is the process. Told twice it does nothing the second time."""
+        if self.state not in (SessionState.COMMITTED, SessionState.RUNNING):
+            if self.state is SessionState.RECEIVING:
+                raise RemoteProtocolError("committed before the images were complete")
+            self._advance(SessionState.COMMITTED)
+
+    def aborted_by_source(self, reason: str) -> None:
+        """The source says that the process runs on there."""
+        if self.state in (SessionState.COMMITTED, SessionState.RUNNING):
+            raise RemoteProtocolError("aborted after it was committed")
+        if self.state is not SessionState.ABORTED:
+            self.reason = reason
+            self._advance(SessionState.ABORTED, reason)
+
+    # ---- what happens here ----
+
+    def abort(self, reason: str) -> None:
+        """Something failed on this side while the source can still go on."""
+        if self.in_doubt:
+            raise LocalProtocolError("a session in doubt cannot be aborted by the destination")
+        self.reason = reason
+        self._advance(SessionState.ABORTED, reason)
+
+    def drop(self, reason: str) -> None:
+        """The operator ends the session, whatever may come of it."""
+        if not self.over:
+            self.reason = reason
+            self.state = SessionState.ABORTED
+            self._journal.write(SessionState.ABORTED, detail=reason)
+            self._log.warning("dropped", reason=reason)
+            self._say(messages.State(SessionState.ABORTED, reason))
+
+    def restored(self, init: int) -> None:
+        """The attempt has restored everything and waits for the commit."""
+        if self.attempt is not None:
+            self.attempt.init = init
+        if self.state is SessionState.COMPLETE:
+            self._advance(SessionState.RESTORED, init=init)
+
+    def running(self) -> None:
+        """The process runs here."""
+        if self.state is SessionState.COMMITTED:
+            self._advance(SessionState.RUNNING)
+
+    def forget(self) -> None:
+        """The source knows how it ended, or never needs to: a session that nobody remembers was aborted."""
+        if self.state is SessionState.ABORTED:
+            self._journal.remove()
+
+    def restore_failed(self, reason: str) -> None:
+        """The attempt has ended without a running process, and nothing is left of it. It can be tried again."""
+        self.attempt = None
+        self.failures += 1
+        if self.state is SessionState.RESTORED:
+            self._advance(SessionState.COMPLETE)
+        if not is_final(self.state):
+            self._log.warning("the restore failed; the images are kept", reason=reason)
+            self._say(messages.State("restore-failed", reason))
+        self.changes.notify()
+
+    def answer(self, reply: messages.Reply) -> None:
+        """Answer a request of the proxy's."""
+        self._say(reply)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """While images are being read, the store stays open."""
+        self._readers += 1
+        try:
+            yield
+        finally:
+            self._readers -= 1
+            self.changes.notify()
+
+    # ---- the link ----
+
+    async def attach(self, transport: Transport, connection: LinkConnection, peer_received: int) -> None:
+        """Use this connection until it breaks or the proxy says goodbye. A newer one takes over from an older one."""
+        if self._connection is not None:
+            self._connection.cancel()
+            await self.changes.wait_until(lambda: self._connection is None)
+        with trio.CancelScope() as scope:
+            self._connection = scope
+            self.changes.notify()
+            try:
+                self._bye = await self.channel.run(transport, connection, peer_received, self)
+            finally:
+                self._connection = None
+                self.changes.notify()
+
+    @property
+    def attached(self) -> bool:
+        """Whether a connection to the proxy is in use."""
+        return self._connection is not None
+
+    async def until_told(self) -> None:
+        """If the session is over: wait until its source knows."""
+        await self.changes.wait_until(lambda: not self.over or not self.attached)
+
+    async def run(self, source_timeout: float) -> None:
+        """Live until the session is over and its proxy knows; then give everything back."""
+        try:
+            async with flat_nursery() as nursery:
+                nursery.start_soon(self._send_outbox)
+                nursery.start_soon(self._give_up_without_source, source_timeout)
+                await self.changes.wait_until(lambda: is_final(self.state))
+                with trio.move_on_after(LINGER):
+                    await self.changes.wait_until(lambda: self._bye or not self.attached)
+                nursery.cancel_scope.cancel()
+        finally:
+            if self._connection is not None:
+                self._connection.cancel()
+            with trio.CancelScope(shield=True):
+                await self.changes.wait_until(lambda: not self._readers and not self.attached)
+            self.store.arena.close()
+            self.channel.close()
+
+    async def _send_outbox(self) -> None:
+        while True:
+            await self.changes.wait_until(lambda: bool(self._outbox))
+            await self.channel.send(self._outbox.popleft())
+
+    async def _give_up_without_source(self, timeout: float) -> None:
+        while True:
+            with trio.move_on_after(timeout):
+                await self.changes.wait_until(lambda: self.attached)
+            if not self.attached and not is_final(self.state) and self.state is not SessionState.COMMITTED:
+                if not self.in_doubt:
+                    self.abort(f"the source has been gone for {timeout:.0f} s")
+                    return
+                self._log.warning("the source is gone and may have committed: waiting for its word", state=self.state)
+            await self.changes.wait_until(lambda: self.attached)
+            await self.changes.wait_until(lambda: not self.attached)
+
+    # ---- inside ----
+
+    def _advance(self, state: SessionState, detail: str = "", **facts: int | str) -> None:
+        self.state = advance(self.state, state)
+        self._journal.write(state, detail=detail, **facts)
+        self._log.info(state.value, **({"reason": detail} if detail else {}))
+        self._promised |= state is SessionState.RESTORED or not self.wait_restored
+        if state is SessionState.COMPLETE:
+            detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
+        self._say(messages.State(state, detail))
+        self.changes.notify()
+
+    def _say(self, message: messages.ToProxy) -> None:
+        if len(self._outbox) >= MAX_OUTBOX:
+            raise RemoteProtocolError("the proxy asks faster than it listens")
+        self._outbox.append(message)
+        self.changes.notify()
+
+    def _check_receiving(self, what: str) -> None:
+        if self.state is not SessionState.RECEIVING:
+            raise RemoteProtocolError(f"{what} for a session that is {self.state}")

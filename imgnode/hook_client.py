@@ -1,0 +1,47 @@
+"""The action scripts' side of a conversation with their program, while CRIU waits for them. Standard library only.
+
+CRIU may be killed while its script runs; the script notices at once, on a pidfd.
+"""
+
+import select
+from pathlib import Path
+
+from imgnode import proc
+from imgnode.control_client import ControlClient, Request
+
+
+def connect(directory: Path, socket: str) -> ControlClient | None:
+    """The program that serves an images directory: there, or in the directory above. None if nobody listens."""
+    for place in (directory, directory.parent):
+        try:
+            return ControlClient(place / socket)
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+    return None
+
+
+class CriuWatch:
+    """CRIU's life, for the script that it has started."""
+
+    def __init__(self, pid: int) -> None:
+        try:
+            self._fd = proc.open_pidfd(proc.identify(pid))
+        except ProcessLookupError:
+            self._fd = None
+
+    def died_within(self, milliseconds: int) -> bool:
+        """Whether CRIU is dead, or dies within that time."""
+        if self._fd is None:
+            return True
+        poll = select.poll()
+        poll.register(self._fd, select.POLLIN)
+        return bool(poll.poll(milliseconds))
+
+    def answer(self, client: ControlClient) -> Request | None:
+        """The program's next answer; None if it hung up or CRIU died."""
+        poll = select.poll()
+        poll.register(client.fileno(), select.POLLIN)
+        if self._fd is not None:
+            poll.register(self._fd, select.POLLIN)
+        ready = dict(poll.poll())
+        return client.answer() if client.fileno() in ready else None

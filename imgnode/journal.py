@@ -1,0 +1,76 @@
+"""The journal: what a node has decided about a session, on disk before it is acted upon.
+
+One file per session, one JSON object a line, so that a person can read it. Each record is on disk (fsync) before
+`write` returns. A last line that was cut by a crash was never acted upon and is ignored. Standard library only: the
+action-script hooks use it while a process is frozen.
+
+Records have a "state"; further keys are for who reads them:
+
+    source       opened {name, to, options}   deciding {tree}   committed   aborted {reason}
+    destination  receiving {name}   complete   restored {init}   committed   running   aborted {reason}
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_SUFFIX = ".journal"
+
+
+class Journal:
+    """The records of one session."""
+
+    def __init__(self, directory: Path, session: str) -> None:
+        self.path = directory / f"{session}{_SUFFIX}"
+        self.session = session
+
+    def write(self, state: str, **facts: Any) -> None:
+        """Append a record; it is on disk when this returns. OSError with the path if that fails."""
+        line = json.dumps({"state": state, **facts}, separators=(",", ":")) + "\n"
+        new = not self.path.exists()
+        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(fd, line.encode())
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        if new:
+            _sync_directory(self.path.parent)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every record, oldest first; [] if there is no journal."""
+        try:
+            lines = self.path.read_text().splitlines(keepends=True)
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    @property
+    def state(self) -> str | None:
+        """The state in the last record."""
+        records = self.records()
+        return str(records[-1]["state"]) if records else None
+
+    def fact(self, key: str) -> Any:
+        """The newest value under `key` in any record, or None."""
+        return next((record[key] for record in reversed(self.records()) if key in record), None)
+
+    def remove(self) -> None:
+        """Both sides agree: forget it."""
+        self.path.unlink(missing_ok=True)
+
+
+def journals(directory: Path) -> Iterator[Journal]:
+    """The journals in a directory, by name."""
+    for path in sorted(directory.glob(f"*{_SUFFIX}")):
+        yield Journal(directory, path.name.removesuffix(_SUFFIX))
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

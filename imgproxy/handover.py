@@ -1,0 +1,202 @@
+"""Hand-over, the source's part: when may the frozen tree be killed, and what became of it.
+
+    waiting --(cache holds all; restored, if wanted)--> deciding --(hook has killed the tree)--> committed
+       |                                                   |
+       +------(anything else)------> aborted <-------------+ (hook died before its first signal)
+
+The proxy gives its word ("kill") once and then only watches: the hook writes the journal and kills. If the hook dies
+in between, the truth is which tasks are dead.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import structlog
+import trio
+
+from imgnode import proc
+from imgnode.control import Say
+from imgnode.control_client import Request
+from imgnode.journal import Journal
+from imgnode.nursery import flat_nursery
+from imgnode.proc import ProcessId
+from imgnode.signalling import Changes
+from imgproxy.source import CacheView, LinkLost, SessionAborted
+from imgwire.errors import RemoteProtocolError
+from imgwire.states import SessionState
+from transform.errors import TransformError
+
+#: What makes a hand-over fail without anything being wrong in this program.
+FAILURES = (LinkLost, SessionAborted, RemoteProtocolError, TransformError, OSError)
+
+_log = structlog.get_logger()
+
+
+class WaitFor(StrEnum):
+    """What the source waits for before it gives the process up."""
+
+    COMPLETE = "complete"  #: the cache holds every byte
+    RESTORED = "restored"  #: everything is restored at the destination and waits for the commit
+    AUTO = "auto"  #: restored if a `criu restore` with our action script is there, else complete
+
+
+class Decision(StrEnum):
+    """Where a hand-over is."""
+
+    WAITING = "waiting"
+    DECIDING = "deciding"
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+
+
+class RestoreFailed(Exception):
+    """The restore at the destination failed; the text is CRIU's reason there."""
+
+
+@dataclass(frozen=True)
+class HandoverPolicy:
+    """What the user chose."""
+
+    wait_for: WaitFor = WaitFor.AUTO
+    timeout: float = 300.0  #: seconds that the tasks may stay frozen for the hand-over
+    one_attempt: bool = False  #: a failed restore ends it (migrate); else another may be started
+    kills: bool = True  #: the hook kills the tree; False: the images are only kept, CRIU does as it was told
+
+
+class Handover:
+    """The hand-over of one dump."""
+
+    def __init__(
+        self, journal: Journal, view: CacheView, policy: HandoverPolicy, finish_images: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.decision = Decision.WAITING
+        self.reason = ""
+        self.changes = Changes()
+        self.times: dict[str, float] = {}
+        self._journal, self._view, self._policy = journal, view, policy
+        self._finish_images = finish_images
+        self._announced: set[ProcessId] = set()
+
+    def is_announced(self, criu: int) -> bool:
+        """Whether that CRIU runs with our action script."""
+        return any(process.pid == criu and proc.is_alive(process) for process in self._announced)
+
+    async def handle(self, request: Request, say: Say, gone: Callable[[], Awaitable[None]]) -> None:
+        """Answer the action script."""
+        match request.get("op"):
+            case "dump-begins":
+                self._announced.add(proc.identify(int(request["criu"])))
+                await say({"ok": True})
+            case "post-dump":
+                await say({"session": self._journal.session, "journal": str(self._journal.path.parent)})
+                await self._post_dump(say, gone)
+            case "killed":
+                self.commit()
+                await say({"ok": True})
+            case other:
+                await say({"ok": False, "error": f"request {other!r} is not known to this imgproxy"})
+
+    def commit(self) -> None:
+        """The tree is dead."""
+        self._set(Decision.COMMITTED)
+
+    def abort(self, reason: str) -> None:
+        """The process stays here. Written down before anybody acts on it."""
+        if self.decision in (Decision.WAITING, Decision.DECIDING):
+            self._journal.write("aborted", reason=reason)
+            self.reason = reason
+            self._set(Decision.ABORTED)
+
+    async def prepare(self) -> None:
+        """Bring the destination to where the process may be killed here. FAILURES, RestoreFailed, TooSlowError."""
+        with trio.fail_after(self._policy.timeout):
+            await self._finish_images()
+            self.times["images-sent"] = trio.current_time()
+            await self._view.wait_for(lambda: self._view.state is not SessionState.RECEIVING)
+            if self._waits_for_restored():
+                await self._wait_restored()
+
+    def _waits_for_restored(self) -> bool:
+        there = self._view.detail
+        if self._policy.wait_for is WaitFor.RESTORED and there == "unhooked":
+            raise RestoreFailed("the criu restore there runs without --action-script imgcache-hook")
+        return self._policy.wait_for is WaitFor.RESTORED or (
+            self._policy.wait_for is WaitFor.AUTO and there == "hooked"
+        )
+
+    async def _wait_restored(self) -> None:
+        failures = self._view.restore_failures
+
+        def settled() -> bool:
+            return self._view.state is SessionState.RESTORED or (self._policy.one_attempt and bool(failures))
+
+        await self._view.wait_for(settled)
+        if self._view.state is not SessionState.RESTORED:
+            raise RestoreFailed(failures[-1])
+
+    async def _post_dump(self, say: Say, gone: Callable[[], Awaitable[None]]) -> None:
+        self.times["post-dump"] = trio.current_time()
+        if not await self._prepared(gone):
+            await say({"decision": "stop", "reason": self.reason})
+            return
+        if not self._policy.kills:
+            self.commit()
+            await say({"decision": "done"})
+            return
+        self._set(Decision.DECIDING)
+        try:
+            await say({"decision": "kill"})
+            await gone()
+        finally:
+            if self.decision is Decision.DECIDING:  # the hook ended without a word
+                with trio.CancelScope(shield=True):
+                    committed = await trio.to_thread.run_sync(outcome, self._journal)
+                self.commit() if committed else self.abort("the action script died before it killed the tree")
+
+    async def _prepared(self, gone: Callable[[], Awaitable[None]]) -> bool:
+        """Whether all is ready; False, with the reason written down, if not or if the hook hangs up."""
+        async with flat_nursery() as nursery:
+
+            async def hung_up() -> None:
+                await gone()
+                self.abort("criu dump was ended while it waited for the destination")
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(hung_up)
+            try:
+                await self.prepare()
+            except trio.TooSlowError:
+                self.abort(self._too_slow())
+            except (RestoreFailed, *FAILURES) as error:
+                self.abort(str(error))
+            nursery.cancel_scope.cancel()
+        return self.decision is Decision.WAITING
+
+    def _too_slow(self) -> str:
+        wanted = "hold all images" if self._view.state is SessionState.RECEIVING else "restore the process"
+        return f"the destination did not {wanted} within {self._policy.timeout:.0f} s (--timeout)"
+
+    def _set(self, decision: Decision) -> None:
+        self.decision = decision
+        self.times[decision] = trio.current_time()
+        self.changes.notify()
+
+
+def outcome(journal: Journal) -> bool:
+    """Whether a session of the journal was committed. Decides, and writes it down, if a crash left it open.
+
+    The tree decides: if all its tasks live nothing was killed; if some are dead the rest must follow, for the process
+    has been given up. Blocking.
+    """
+    state = journal.state
+    if state in ("committed", "aborted"):
+        return state == "committed"
+    tree = [ProcessId(*task) for task in journal.fact("tree") or ()]
+    if state == "deciding" and not all(proc.is_alive(task) for task in tree):
+        proc.kill_tree(tree)
+        proc.wait_dead(tree, 30.0)
+        journal.write("committed", recovered=True)
+        return True
+    journal.write("aborted", reason="interrupted before the process was given up", recovered=True)
+    return False

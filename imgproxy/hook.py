@@ -1,0 +1,122 @@
+"""The action script of `criu dump`: ends the process here only when it is safe there.
+
+`post-dump` runs when every image is written and the tasks are frozen; a non-zero exit makes CRIU resume them. It asks
+the proxy, and on its word kills the frozen tree itself, having written down that it will: CRIU could be killed before
+it does, and the tasks would run on beside their copy. Until the first signal is sent, anything that goes wrong means
+that the process stays here. Standard library only.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from imgnode import proc
+from imgnode.action_script import Action, from_environment
+from imgnode.control_client import ControlClient, Request
+from imgnode.hook_client import CriuWatch, connect
+from imgnode.journal import Journal
+from imgwire.errors import UsageError
+
+SOCKET = "imgproxy.sock"
+
+#: Seconds for SIGKILL to work on a frozen tree. It takes milliseconds.
+KILL_TIMEOUT = 30.0
+
+
+def main() -> int:
+    """Run the script; the exit code is CRIU's answer."""
+    try:
+        action = from_environment()
+        return _ACTIONS.get(action.name, _nothing)(action)
+    except UsageError as error:
+        print(f"imgproxy hook: {error}", file=sys.stderr)
+        return 1
+
+
+def _nothing(_action: Action) -> int:
+    return 0
+
+
+def _begin(action: Action) -> int:
+    """pre-stream: this dump runs with the hook, so the proxy may take its images."""
+    answer = _ask(action, {"op": "dump-begins", "criu": action.criu})
+    return 0 if answer.get("ok") else 1
+
+
+def _hand_over(action: Action) -> int:
+    """post-dump: wait for the word, then end the tree."""
+    watch = CriuWatch(action.criu)
+    client = _connect(action)
+    client.ask({"op": "post-dump", "criu": action.criu, "init": action.init})
+    session = client.answer()  # names the journal; comes at once
+    if session is None:
+        return _refuse("the proxy went away")
+    answer = watch.answer(client)
+    if answer is None:
+        return _proxy_is_gone(session)
+    if answer["decision"] == "done":
+        return 0
+    if answer["decision"] != "kill":
+        return _refuse(str(answer.get("reason")))
+    return _end_tree(action, Journal(Path(session["journal"]), session["session"]), watch)
+
+
+def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
+    """The point of no return: while CRIU still holds every task, write it down and kill."""
+    tree = proc.tree(action.init)
+    if watch.died_within(0) or any(proc.tracer(task.pid) != action.criu for task in tree):
+        return _refuse("criu has let the tasks go: they run on here")
+    journal.write("deciding", tree=[list(task) for task in tree])
+    proc.kill_tree(tree)
+    proc.wait_dead(tree, KILL_TIMEOUT)
+    journal.write("committed")
+    try:
+        _ask(action, {"op": "killed"})
+    except UsageError:  # the proxy died meanwhile: the cache must hear it from somebody
+        _recover(journal)
+    return 0
+
+
+def _proxy_is_gone(session: Request) -> int:
+    """It has given no word, so nothing was decided: the process stays here, and the cache is told."""
+    journal = Journal(Path(session["journal"]), session["session"])
+    journal.write("aborted", reason="the proxy died before the hand-over")
+    _recover(journal)
+    return _refuse("the proxy died")
+
+
+def _recover(journal: Journal) -> None:
+    command = [sys.executable, "-m", "imgproxy", "recover", "--journal", str(journal.path.parent), journal.session]
+    nowhere = subprocess.DEVNULL
+    subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+
+
+def _ask(action: Action, request: Request) -> Request:
+    client = _connect(action)
+    try:
+        client.ask(request)
+        answer = client.answer()
+    finally:
+        client.close()
+    if answer is None:
+        raise UsageError("the imgproxy went away")
+    return answer
+
+
+def _connect(action: Action) -> ControlClient:
+    client = connect(action.directory, SOCKET)
+    if client is None:
+        raise UsageError(f"no imgproxy listens in {action.directory}: start it with -D {action.directory}")
+    return client
+
+
+def _refuse(reason: str) -> int:
+    print(f"imgproxy hook: {reason}", file=sys.stderr)
+    return 1
+
+
+_ACTIONS = {"pre-stream": _begin, "post-dump": _hand_over}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

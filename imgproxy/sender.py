@@ -1,0 +1,180 @@
+"""Sends one dump's images: pages straight through, small images through the transforms, and the end of the dump.
+
+Page images are moved by splice, or read in chunks where the bytes must pass through us (TLS, zstd, digest). Memory is
+bounded whatever the size of an image: a chunk or three at a time. Only images that a transform wants are collected.
+"""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+
+import trio
+import xxhash
+
+from imgnode.nursery import flat_nursery
+from imgnode.pipes import enlarge, read_some
+from imgproxy.compression import THREADS, Compression
+from imgproxy.outgoing import Outgoing
+from imgwire.frames import MAX_DATA
+from imgwire.messages import EndImage, ImagesComplete, OpenImage
+from imgwire.names import image_kind, is_pages
+from transform.chain import COLLECTED_LIMIT, Chain
+from transform.errors import TransformError
+from transform.memory import PageStore
+
+
+@dataclass
+class SentImage:
+    """An image that has gone out, or is on its way."""
+
+    name: str
+    number: int
+    size: int = 0
+
+
+@dataclass
+class Packed:
+    """A chunk in the compressor, in the order of the image."""
+
+    raw: bytes
+    data: bytes | None = None
+    done: trio.Event = field(default_factory=trio.Event)
+
+
+class ImageSender:
+    """The images of one dump on their way out."""
+
+    def __init__(self, out: Outgoing, chain: Chain, compression: Compression, *, digest_pages: bool = False) -> None:
+        self.images: dict[str, SentImage] = {}
+        self.bytes_by_kind: Counter[str] = Counter()
+        self._out, self._chain, self._compression = out, chain, compression
+        self._digest_pages = digest_pages
+        self._limiter = trio.CapacityLimiter(THREADS)
+
+    @property
+    def size(self) -> int:
+        """Bytes of image sent so far."""
+        return self.bytes_by_kind.total()
+
+    async def send_from_pipe(self, name: str, fd: int) -> None:
+        """Take the image `name` out of the pipe `fd` until its end, and send it. The caller closes `fd`."""
+        enlarge(fd)
+        os.set_blocking(fd, False)
+        if self._chain.wants(name):
+            data = self._chain.transform(name, await _read_all(name, fd))
+            if data is not None:
+                await self.send_whole(name, data)
+            return
+        image, digest = await self._open(name, digest=not is_pages(name) or self._digest_pages)
+        if digest is None:
+            await self._pump_pages(image, fd)
+        else:
+            await self._pump_small(image, fd, digest)
+        await self._end(image, digest)
+
+    async def send_whole(self, name: str, data: bytes) -> None:
+        """Send an image that is in memory."""
+        image, digest = await self._open(name, digest=True)
+        assert digest is not None
+        for start in range(0, len(data), MAX_DATA):
+            await self._send_chunk(image, data[start : start + MAX_DATA], digest)
+        await self._end(image, digest)
+
+    async def finish(self, store: PageStore) -> None:
+        """Every image has come: let the transforms do the rest, then declare the set complete."""
+        held = await trio.to_thread.run_sync(self._chain.finish, store)
+        for name, data in held.items():
+            await self.send_whole(name, data)
+        await self._out.send(ImagesComplete(len(self.images), self.size))
+
+    async def _open(self, name: str, *, digest: bool) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
+        image = SentImage(name, len(self.images))
+        self.images[name] = image
+        await self._out.send(OpenImage(image.number, name, digest))
+        return image, xxhash.xxh3_128() if digest else None
+
+    async def _end(self, image: SentImage, digest: "xxhash.xxh3_128 | None") -> None:
+        await self._out.send(EndImage(image.number, image.size, digest.digest() if digest else None))
+
+    async def _pump_small(self, image: SentImage, fd: int, digest: "xxhash.xxh3_128") -> None:
+        while data := await read_some(fd, MAX_DATA):
+            await self._send_chunk(image, data, digest)
+
+    async def _send_chunk(self, image: SentImage, data: bytes, digest: "xxhash.xxh3_128") -> None:
+        digest.update(data)
+        await self._out.send_bytes(image.number, image.size, data)
+        self._count(image, len(data))
+
+    async def _pump_pages(self, image: SentImage, fd: int) -> None:
+        more = True
+        while more:
+            if self._compression.wanted:
+                more = await self._pump_compressed(image, fd)
+            elif self._out.splices:
+                more = await self._splice_once(image, fd)
+            else:
+                more = await self._copy_once(image, fd)
+
+    async def _splice_once(self, image: SentImage, fd: int) -> bool:
+        try:
+            size = await self._out.send_pipe(image.number, image.size, fd)
+        except BlockingIOError:
+            await trio.lowlevel.wait_readable(fd)
+            return True
+        self._count(image, size)
+        return size > 0
+
+    async def _copy_once(self, image: SentImage, fd: int) -> bool:
+        data = await read_some(fd, MAX_DATA)
+        if data:
+            await self._out.send_bytes(image.number, image.size, data)
+            self._count(image, len(data))
+        return bool(data)
+
+    async def _pump_compressed(self, image: SentImage, fd: int) -> bool:
+        """Compress while it is wanted, a few chunks ahead of sending; False at the end of the image."""
+        entry, exit_ = trio.open_memory_channel[Packed](THREADS)
+        at_end = False
+        async with flat_nursery() as nursery:
+            nursery.start_soon(self._send_packed, image, exit_)
+            async with entry:
+                while self._compression.wanted:
+                    raw = await read_some(fd, MAX_DATA)
+                    if not raw:
+                        at_end = True
+                        break
+                    chunk = Packed(raw)
+                    nursery.start_soon(self._pack, chunk)
+                    await entry.send(chunk)
+        return not at_end
+
+    async def _pack(self, chunk: Packed) -> None:
+        chunk.data = await trio.to_thread.run_sync(self._compression.compress, chunk.raw, limiter=self._limiter)
+        chunk.done.set()
+
+    async def _send_packed(self, image: SentImage, chunks: "trio.MemoryReceiveChannel[Packed]") -> None:
+        async for chunk in chunks:
+            await chunk.done.wait()
+            if chunk.data is None:
+                await self._out.send_bytes(image.number, image.size, chunk.raw)
+            else:
+                await self._out.send_bytes(image.number, image.size, chunk.data, raw_length=len(chunk.raw))
+            self._compression.bytes_in += len(chunk.raw)
+            self._compression.bytes_out += len(chunk.data or chunk.raw)
+            self._count(image, len(chunk.raw))
+
+    def _count(self, image: SentImage, size: int) -> None:
+        image.size += size
+        self.bytes_by_kind[image_kind(image.name)] += size
+        if is_pages(image.name):
+            self._compression.sent(size, self._out.bytes_sent, self._out.busy_time)
+
+
+async def _read_all(name: str, fd: int) -> bytes:
+    parts, size = [], 0
+    while data := await read_some(fd, MAX_DATA):
+        parts.append(data)
+        size += len(data)
+        if size > COLLECTED_LIMIT:
+            raise TransformError(f"{name}: larger than the {COLLECTED_LIMIT >> 20} MiB that a transform may collect")
+    return b"".join(parts)

@@ -1,0 +1,118 @@
+"""What the source knows of its session at the cache: its state, the answers to what was asked, read-back and patch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import trio
+
+from imgnode.channel import Payload
+from imgnode.signalling import Changes
+from imgproxy.outgoing import Outgoing
+from imgproxy.sender import ImageSender
+from imgwire import messages
+from imgwire.errors import LocalProtocolError, RemoteProtocolError
+from imgwire.frames import MAX_DATA
+from imgwire.states import SessionState
+
+
+class LinkLost(Exception):
+    """The cache cannot be reached, or does not have the session any more. The text says which."""
+
+
+class SessionAborted(Exception):
+    """The cache has given the session up; the text is its reason."""
+
+
+@dataclass
+class CacheView:
+    """What the cache has said. Receives the link's messages."""
+
+    changes: Changes = field(default_factory=Changes)
+    state: SessionState = SessionState.RECEIVING
+    detail: str = ""
+    restore_failures: list[str] = field(default_factory=list)
+    lost: str = ""  #: why there is no link any more
+    times: dict[str, float] = field(default_factory=dict)  #: when each state was heard of, by trio's clock
+    _replies: dict[int, messages.Reply] = field(default_factory=dict)
+    _numbers: "count[int]" = field(default_factory=lambda: count(1))
+
+    def on_message(self, message: messages.Message) -> None:
+        """Take a message of the cache's."""
+        match message:
+            case messages.Reply():
+                self._replies[message.request] = message
+            case messages.State("restore-failed", detail):
+                self.restore_failures.append(detail)
+            case messages.State(state, detail):
+                self.state, self.detail = _state(state), detail
+                self.times[state] = trio.current_time()
+            case _:
+                raise LocalProtocolError(f"{type(message).__name__} reached a proxy")
+        self.changes.notify()
+
+    async def on_data(self, payload: Payload) -> None:
+        """No cache sends image data."""
+        raise LocalProtocolError("image data reached a proxy")
+
+    def lose(self, reason: str) -> None:
+        """There will be no more words from the cache."""
+        self.lost = reason
+        self.changes.notify()
+
+    async def ask(self, out: Outgoing, make: Callable[[int], messages.ReadBack | messages.CheckCpu]) -> bytes:
+        """Send the request that `make` makes of a number, wait for its answer's data.
+
+        RemoteProtocolError with the cache's words if it was refused.
+        """
+        request = make(next(self._numbers))
+        await out.send(request)
+        await self.wait_for(lambda: request.request in self._replies)
+        reply = self._replies.pop(request.request)
+        if reply.error:
+            raise RemoteProtocolError(reply.error)
+        return reply.data
+
+    async def wait_for(self, predicate: Callable[[], bool]) -> None:
+        """Wait until `predicate` holds; LinkLost or SessionAborted if that cannot happen any more."""
+        await self.changes.wait_until(lambda: predicate() or bool(self.lost) or self.state is SessionState.ABORTED)
+        if predicate():
+            return
+        if self.state is SessionState.ABORTED:
+            raise SessionAborted(self.detail)
+        raise LinkLost(self.lost)
+
+
+class RemotePages:
+    """The pages at the cache, for transforms: read back and patched over the link. Called from a worker thread."""
+
+    def __init__(self, out: Outgoing, view: CacheView, sender: ImageSender) -> None:
+        self._out, self._view, self._sender = out, view, sender
+
+    def read(self, image: str, offset: int, length: int) -> bytes:
+        """The bytes of a range of a page image that was sent."""
+        return b"".join(
+            trio.from_thread.run(self._read, image, offset + start, min(MAX_DATA, length - start))
+            for start in range(0, length, MAX_DATA)
+        )
+
+    def patch(self, image: str, offset: int, data: bytes) -> None:
+        """Overwrite a range of a page image that was sent."""
+        number = self._sender.images[image].number
+        for start in range(0, len(data), MAX_DATA):
+            part = data[start : start + MAX_DATA]
+            trio.from_thread.run(self._out.send, messages.Patch(number, offset + start, part))
+
+    async def _read(self, image: str, offset: int, length: int) -> bytes:
+        number = self._sender.images[image].number
+        data = await self._view.ask(self._out, lambda request: messages.ReadBack(request, number, offset, length))
+        if len(data) != length:
+            raise RemoteProtocolError(f"{image}: {len(data)} bytes read back where {length} were asked for")
+        return data
+
+
+def _state(name: str) -> SessionState:
+    try:
+        return SessionState(name)
+    except ValueError:
+        raise RemoteProtocolError(f"the cache says that the session is {name!r}") from None
