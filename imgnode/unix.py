@@ -79,10 +79,10 @@ def close_all(fds: list[int]) -> None:
         os.close(fd)
 
 
-def _ints(raw: bytes) -> array.array[int]:
+def _ints(raw: bytes) -> list[int]:
     fds = array.array("i")
     fds.frombytes(raw[: len(raw) - len(raw) % fds.itemsize])
-    return fds
+    return fds.tolist()
 
 
 def _remove_stale(path: Path) -> None:

@@ -88,6 +88,7 @@ class SourceSession:
                 welcome = await nursery.start(self._run_link)
                 self.destination = NodeFacts.from_dict(welcome.facts)
                 self._write_opened()
+                nursery.start_soon(self._deliver_commit)
                 try:
                     yield nursery
                 finally:
@@ -153,6 +154,11 @@ class SourceSession:
             self.journal.remove()
         else:
             _log.error("the cache could not be told how the session ended: run `imgproxy recover`", session=self.name)
+
+    async def _deliver_commit(self) -> None:
+        """The moment that the tree is dead the destination may run."""
+        await self.handover.changes.wait_until(lambda: self.handover.decision is Decision.COMMITTED)
+        await self.channel.send(messages.Commit())
 
     async def _tell(self, word: messages.Commit | messages.Abort) -> bool:
         wanted = (SessionState.COMMITTED, SessionState.RUNNING, SessionState.ABORTED)
