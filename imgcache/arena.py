@@ -112,9 +112,10 @@ class Arena:
         disk.end = offset + size
         return Extent(disk.fd, offset, size)
 
-    async def fill_from_pipe(self, target: Extent, done: int, size: int) -> None:
-        """Move `size` bytes from our pipe to `target`, `done` bytes after its start."""
-        await self._write(target, lambda: splice_to_file(self._pipe.reader, target.fd, target.offset + done, size))
+    async def fill_from_pipe(self, target: Extent, done: int, size: int, pipe: Pipe | None = None) -> None:
+        """Move `size` bytes from `pipe` (default: our own) to `target`, `done` bytes after its start."""
+        reader = (pipe or self._pipe).reader
+        await self._write(target, lambda: splice_to_file(reader, target.fd, target.offset + done, size))
 
     async def fill(self, target: Extent, done: int, data: bytes) -> None:
         """Write `data` to `target`, `done` bytes after its start."""

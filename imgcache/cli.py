@@ -136,7 +136,7 @@ def hook() -> None:
 
 def _ask(directory: Path, request: Request) -> list[Request]:
     try:
-        client = ControlClient(directory.absolute() / SOCKET)
+        client = ControlClient(str(directory.absolute() / SOCKET))
     except (FileNotFoundError, ConnectionRefusedError):
         raise UsageError(f"no imgcache runs in {directory}") from None
     client.ask(request)

@@ -3,19 +3,20 @@
 `post-restore` runs when everything is restored and no instruction has run; a non-zero exit still undoes it. It tells
 the cache and waits for its decision. From then on the source may have committed, so nothing but a decision ends the
 wait: if the cache dies we wait for it to come back, and only CRIU's own death makes us give up, because its tasks can
-then never run. Standard library only.
+then never run. `pre-resume` says that it runs: from there on it does, even if CRIU dies. Standard library only.
 """
 
 import select
 import sys
 
 from imgnode import proc
-from imgnode.action_script import Action, from_environment
+from imgnode.action_script import Action, from_environment, script
 from imgnode.control_client import ControlClient, Request
 from imgnode.hook_client import CriuWatch, connect
 from imgwire.errors import UsageError
 
 SOCKET = "imgcache.sock"
+SCRIPT = "imgcache-hook"
 
 #: Milliseconds between two attempts to reach a cache that has died and is being restarted.
 RETRY = 200
@@ -23,10 +24,15 @@ RETRY = 200
 RUNNING_ATTEMPTS = 50
 
 
+def script_text(socket: str) -> str:
+    """The script that the cache writes for `criu restore --action-script`."""
+    return script("imgcache.hook", socket, ["pre-stream", "post-restore"], ["pre-resume"])
+
+
 def main() -> int:
     """Run the script; the exit code is CRIU's answer."""
     try:
-        action = from_environment()
+        action = from_environment(SOCKET)
         return _ACTIONS.get(action.name, _nothing)(action)
     except UsageError as error:
         print(f"imgcache hook: {error}", file=sys.stderr)
@@ -39,9 +45,9 @@ def _nothing(_action: Action) -> int:
 
 def _begin(action: Action) -> int:
     """pre-stream: this restore runs with the hook, so it may have its images before the commit."""
-    client = _connect(action)
+    client = connect(action.socket)
     if client is None:
-        raise UsageError(f"no imgcache listens in {action.directory}: start it with -D {action.directory}")
+        raise UsageError(f"no imgcache listens at {action.socket}: start it with -D of that directory")
     client.ask({"op": "restore-begins", "criu": action.criu})
     answer = client.answer()
     client.close()
@@ -49,22 +55,18 @@ def _begin(action: Action) -> int:
 
 
 def _running(action: Action) -> int:
-    """post-resume: it runs."""
+    """pre-resume: it runs. `age` is how long ago this script was started."""
     poll = select.poll()
     for _ in range(RUNNING_ATTEMPTS):
-        client = _connect(action)
+        client = connect(action.socket)
         if client is not None:
-            client.ask({"op": "running", "criu": action.criu, "init": action.init})
+            client.ask({"op": "running", "criu": action.criu, "init": action.init, "age": proc.age()})
             answer = client.answer()
             client.close()
             if answer is not None:
                 return 0
         poll.poll(RETRY)
     return 1
-
-
-def _connect(action: Action) -> ControlClient | None:
-    return connect(action.directory, SOCKET)
 
 
 class _Wait:
@@ -78,7 +80,7 @@ class _Wait:
 
     def decide(self) -> int:
         while True:
-            client = _connect(self._action)
+            client = connect(self._action.socket)
             decision = self._ask(client) if client else None
             if decision is not None:
                 return decision
@@ -118,7 +120,7 @@ def _decide(action: Action) -> int:
     return _Wait(action).decide()
 
 
-_ACTIONS = {"pre-stream": _begin, "post-restore": _decide, "post-resume": _running}
+_ACTIONS = {"pre-stream": _begin, "post-restore": _decide, "pre-resume": _running}
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ seen at its program counter: inside a mapping of the dumped process it runs, in 
 
 import os
 import re
+from pathlib import Path
 
 import trio
 
@@ -82,8 +83,8 @@ def _runs(session: Session, pid: int) -> bool:
     try:
         if not pid or not proc.is_alive(proc.identify(pid)):
             return False
-        status = (PROC / str(pid) / "status").read_text()
-        where = (PROC / str(pid) / "syscall").read_text().split()
+        status = Path(PROC, str(pid), "status").read_text()
+        where = Path(PROC, str(pid), "syscall").read_text().split()
     except (ProcessLookupError, FileNotFoundError):
         return False
     if where[0] == "running":

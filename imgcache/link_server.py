@@ -102,7 +102,7 @@ class LinkServer:
         return session.state
 
     def _resolve_from_journal(self, resolve: Resolve) -> str:
-        state = Journal(self._registry.journal, resolve.session).state
+        state = Journal(str(self._registry.journal), resolve.session).state
         if resolve.commit and state is None:
             raise UsageError("this cache knows nothing of the session, and the source has given the process up")
         return state or SessionState.ABORTED

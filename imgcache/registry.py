@@ -67,14 +67,14 @@ class Registry:
                 wait_restored=hello.wait_restored,
                 directory=self.directory / hello.name,
                 arena=Arena(self.budget, self.spool),
-                journal=Journal(self.journal, hello.session),
+                journal=Journal(str(self.journal), hello.session),
             )
         )
 
     def revive(self) -> list[Session]:
         """After a restart: the sessions of the journal that may have a restored process waiting for a word."""
         revived = []
-        for journal in journals(self.journal):
+        for journal in journals(str(self.journal)):
             state = journal.state
             if state in (SessionState.RESTORED, SessionState.COMMITTED):
                 revived.append(self._add(self._from_journal(journal, SessionState(state))))

@@ -41,7 +41,7 @@ class Requests:
                 case "running":
                     session = self._restoring(request)
                     if session is not None:
-                        session.running()
+                        session.running(float(request["age"]))
                     await say({"ok": session is not None})
                 case "status":
                     for session in self._registry:

@@ -5,15 +5,14 @@ process that it restores. Before the commit a failure goes back to the source, w
 only this copy, so the restore is tried again from the same images.
 """
 
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 import trio
 
+from imgcache.hook import SCRIPT
 from imgcache.session import Session
 from imgnode.criu import last_error
 from imgnode.criu_options import check_restore
@@ -34,29 +33,20 @@ async def restore_when_asked(session: Session, criu: str, *, allowed: bool) -> N
         if not allowed:
             raise UsageError("this cache does not run restores: start it with --allow-restore")
         check_restore(options)
-        hook = hook_program()
     except UsageError as error:
         session.abort(str(error))
         return
     for _ in range(ATTEMPTS_AFTER_COMMIT):
-        await _restore_once(session, [criu, "restore", *_own_options(session, hook), *options])
+        await _restore_once(session, [criu, "restore", *_own_options(session), *options])
         if session.state is not SessionState.COMMITTED:
             return
     _log.error("committed, but every restore failed: restore it by hand", directory=str(session.directory))
 
 
-def hook_program() -> str:
-    """The action script's program: beside our own interpreter, or on PATH."""
-    beside = Path(sys.executable).parent / "imgcache-hook"
-    found = str(beside) if beside.exists() else shutil.which("imgcache-hook")
-    if found is None:
-        raise UsageError("imgcache-hook is not installed beside imgcache")
-    return found
-
-
-def _own_options(session: Session, hook: str) -> list[str]:
+def _own_options(session: Session) -> list[str]:
     directory = str(session.directory)
-    return ["--stream", "-D", directory, "-d", "-o", "restore.log", "--action-script", hook]
+    hook = session.directory.parent / SCRIPT
+    return ["--stream", "-D", directory, "-d", "-o", "restore.log", "--action-script", str(hook)]
 
 
 async def _restore_once(session: Session, command: Sequence[str]) -> None:

@@ -12,12 +12,13 @@ import structlog
 import trio
 
 from imgcache.archive import Archive
-from imgcache.hook import SOCKET
+from imgcache.hook import SCRIPT, SOCKET, script_text
 from imgcache.host import SERVE_SOCKET, Host, HostConfig
 from imgcache.link_server import LinkServer
 from imgcache.registry import Registry
 from imgcache.requests import Requests
 from imgnode import systemd
+from imgnode.action_script_file import action_script
 from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddress
 from imgnode.control import serve_control
 from imgnode.criu import Criu
@@ -81,6 +82,7 @@ class CacheServer:
     async def _start(self, nursery: trio.Nursery, links: LinkServer) -> None:
         directory = self._config.directory
         await nursery.start(serve_control, directory / SOCKET, self._requests.handle)
+        await nursery.start(action_script, directory / SCRIPT, script_text(str(directory / SOCKET)))
         for session in self._registry.revive():
             _log.warning("taken up from the journal", session=session.name, state=session.state)
             await nursery.start(self._host.run, session)
@@ -96,7 +98,8 @@ class CacheServer:
             await nursery.start(self._serve_archive, Archive(self._config.archive))
         nursery.start_soon(systemd.watchdog)
         systemd.notify("READY=1")
-        _log.info("ready", directory=str(directory), listening=self.addresses)
+        command = f"criu restore --stream -D {directory} --action-script {directory / SCRIPT} ..."
+        _log.info("ready", listening=self.addresses, restore_with=command)
 
     async def _stop(self, links: LinkServer) -> None:
         """Sessions whose source can go on are aborted and told so; those in doubt stay in the journal."""

@@ -178,6 +178,12 @@ class Session:
             self._log.warning("dropped", reason=reason)
             self._say(messages.State(SessionState.ABORTED, reason))
 
+    def begin(self, attempt: Attempt) -> None:
+        """A `criu restore` is there and waits for its images."""
+        self.attempt = attempt
+        self._say(messages.State("restore-ready", "hooked" if attempt.hooked else "unhooked"))
+        self.changes.notify()
+
     def restored(self, init: int) -> None:
         """The attempt has restored everything and waits for the commit."""
         if self.attempt is not None:
@@ -185,10 +191,10 @@ class Session:
         if self.state is SessionState.COMPLETE:
             self._advance(SessionState.RESTORED, init=init)
 
-    def running(self) -> None:
-        """The process runs here."""
+    def running(self, ago: float = 0.0) -> None:
+        """The process runs here, since `ago` seconds."""
         if self.state is SessionState.COMMITTED:
-            self._advance(SessionState.RUNNING)
+            self._advance(SessionState.RUNNING, f"{ago:.3f}")
 
     def forget(self) -> None:
         """The source knows how it ended, or never needs to: a session that nobody remembers was aborted."""
@@ -285,7 +291,7 @@ class Session:
     def _advance(self, state: SessionState, detail: str = "", **facts: int | str) -> None:
         self.state = advance(self.state, state)
         self._journal.write(state, detail=detail, **facts)
-        self._log.info(state.value, **({"reason": detail} if detail else {}))
+        self._log.info(state.value, **({"reason": detail} if state is SessionState.ABORTED else {}))
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
         if state is SessionState.COMPLETE:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"

@@ -4,16 +4,17 @@ For the action scripts, which start while a process is frozen, and for `status` 
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # not from `typing`: importing it takes longer than all that an action script does
+if TYPE_CHECKING:
+    from typing import Any
 
 #: Longest line taken: names, numbers, a path or two; `status` answers one line per session.
 MAX_LINE = 1 << 16
 
-Request = dict[str, Any]
+Request = dict[str, "Any"]
 
 
 def parse_line(line: bytes) -> Request:
@@ -27,10 +28,10 @@ def parse_line(line: bytes) -> Request:
 class ControlClient:
     """The blocking side: ask, then read one or more answers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            self._sock.connect(os.fspath(path))
+            self._sock.connect(path)
         except OSError:
             self._sock.close()
             raise

@@ -4,20 +4,17 @@ CRIU may be killed while its script runs; the script notices at once, on a pidfd
 """
 
 import select
-from pathlib import Path
 
 from imgnode import proc
 from imgnode.control_client import ControlClient, Request
 
 
-def connect(directory: Path, socket: str) -> ControlClient | None:
-    """The program that serves an images directory: there, or in the directory above. None if nobody listens."""
-    for place in (directory, directory.parent):
-        try:
-            return ControlClient(place / socket)
-        except (FileNotFoundError, ConnectionRefusedError):
-            continue
-    return None
+def connect(path: str) -> ControlClient | None:
+    """The program whose control socket is at `path`; None if nobody listens there."""
+    try:
+        return ControlClient(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
 
 
 class CriuWatch:

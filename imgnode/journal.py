@@ -13,8 +13,10 @@ Records have a "state"; further keys are for who reads them:
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+
+TYPE_CHECKING = False  # not from `typing`: importing it takes longer than all that an action script does
+if TYPE_CHECKING:
+    from typing import Any
 
 _SUFFIX = ".journal"
 
@@ -22,14 +24,15 @@ _SUFFIX = ".journal"
 class Journal:
     """The records of one session."""
 
-    def __init__(self, directory: Path, session: str) -> None:
-        self.path = directory / f"{session}{_SUFFIX}"
+    def __init__(self, directory: str, session: str) -> None:
+        self.directory = directory
+        self.path = f"{directory}/{session}{_SUFFIX}"
         self.session = session
 
-    def write(self, state: str, **facts: Any) -> None:
+    def write(self, state: str, **facts: object) -> None:
         """Append a record; it is on disk when this returns. OSError with the path if that fails."""
         line = json.dumps({"state": state, **facts}, separators=(",", ":")) + "\n"
-        new = not self.path.exists()
+        new = not os.path.exists(self.path)
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             os.write(fd, line.encode())
@@ -37,12 +40,13 @@ class Journal:
         finally:
             os.close(fd)
         if new:
-            _sync_directory(self.path.parent)
+            _sync_directory(self.directory)
 
-    def records(self) -> list[dict[str, Any]]:
+    def records(self) -> "list[dict[str, Any]]":
         """Every record, oldest first; [] if there is no journal."""
         try:
-            lines = self.path.read_text().splitlines(keepends=True)
+            with open(self.path, encoding="ascii") as file:
+                lines = file.readlines()
         except FileNotFoundError:
             return []
         return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -53,22 +57,26 @@ class Journal:
         records = self.records()
         return str(records[-1]["state"]) if records else None
 
-    def fact(self, key: str) -> Any:
+    def fact(self, key: str) -> "Any":
         """The newest value under `key` in any record, or None."""
         return next((record[key] for record in reversed(self.records()) if key in record), None)
 
     def remove(self) -> None:
         """Both sides agree: forget it."""
-        self.path.unlink(missing_ok=True)
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return
 
 
-def journals(directory: Path) -> Iterator[Journal]:
+def journals(directory: str) -> Iterator[Journal]:
     """The journals in a directory, by name."""
-    for path in sorted(directory.glob(f"*{_SUFFIX}")):
-        yield Journal(directory, path.name.removesuffix(_SUFFIX))
+    for name in sorted(os.listdir(directory)):
+        if name.endswith(_SUFFIX):
+            yield Journal(directory, name.removesuffix(_SUFFIX))
 
 
-def _sync_directory(directory: Path) -> None:
+def _sync_directory(directory: str) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -33,6 +33,12 @@ class Pipe:
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self.size = enlarge(self.writer)
 
+    def close_writer(self) -> None:
+        """Nothing more comes: the reader finds the end of file."""
+        fd, self.writer = self.writer, -1
+        trio.lowlevel.notify_closing(fd)
+        os.close(fd)
+
     def close(self) -> None:
         """Close both ends; calling it again does nothing."""
         # -1 afterwards: a number that the kernel may have given to somebody else is never used again.

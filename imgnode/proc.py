@@ -10,26 +10,28 @@ import os
 import select
 import signal
 import time
+from collections import namedtuple
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
 
-PROC = Path("/proc")
+PROC = "/proc"
 
-_BOOT_ID = PROC / "sys/kernel/random/boot_id"
+_BOOT_ID = f"{PROC}/sys/kernel/random/boot_id"
 
 _STATE, _THREADS, _START = 0, 17, 19
 """Indices of fields 3, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
 
 
-class ProcessId(NamedTuple):
-    """One process and no other, for as long as the machine's memory of it lasts: survives reuse of its pid."""
+class ProcessId(namedtuple("ProcessId", ("pid", "start_time", "boot_id"))):
+    """One process and no other, for as long as the machine's memory of it lasts: survives reuse of its pid.
+
+    Not typing.NamedTuple, nor anything of pathlib: importing them takes longer than all else that the hook does.
+    """
+
+    __slots__ = ()
 
     pid: int
-    start_time: int
-    """Clock ticks from boot to its start."""
-    boot_id: str
-    """The kernel's random id of this boot."""
+    start_time: int  #: clock ticks from boot to its start
+    boot_id: str  #: the kernel's random id of this boot
 
 
 def identify(pid: int) -> ProcessId:
@@ -37,9 +39,16 @@ def identify(pid: int) -> ProcessId:
     return ProcessId(pid, int(_stat(pid)[_START]), boot_id())
 
 
+def age() -> float:
+    """Seconds since this process was started, to a hundredth."""
+    ticks = int(_stat(os.getpid())[_START])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+
+
 def boot_id() -> str:
     """The kernel's random id of this boot."""
-    return _BOOT_ID.read_text("ascii").strip()
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
 
 
 def is_alive(process: ProcessId) -> bool:
@@ -153,19 +162,19 @@ def own_socket_inodes(pid: int) -> set[int]:
 
 
 def _pids() -> list[int]:
-    return sorted(int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit())
+    return sorted(int(name) for name in os.listdir(PROC) if name.isdigit())
 
 
 def _socket_inodes(pid: int) -> set[int]:
     """Empty for a process that is gone or that belongs to somebody else."""
     found: set[int] = set()
     try:
-        descriptors = list(Path(PROC, str(pid), "fd").iterdir())
+        descriptors = os.listdir(f"{PROC}/{pid}/fd")
     except (FileNotFoundError, ProcessLookupError, PermissionError):
         return found
     for descriptor in descriptors:
         try:
-            target = str(descriptor.readlink())
+            target = os.readlink(f"{PROC}/{pid}/fd/{descriptor}")
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
         if target.startswith("socket:["):
@@ -177,13 +186,13 @@ def _children(pid: int) -> list[int]:
     """Children of all its threads; empty if it is gone."""
     found: list[int] = []
     try:
-        threads = list(Path(PROC, str(pid), "task").iterdir())
+        threads = os.listdir(f"{PROC}/{pid}/task")
     except (FileNotFoundError, ProcessLookupError):
         return found
     for thread in threads:
         try:
-            found += [int(child) for child in (thread / "children").read_text("ascii").split()]
-        except (FileNotFoundError, ProcessLookupError):
+            found += [int(child) for child in _read(pid, f"task/{thread}/children").split()]
+        except ProcessLookupError:
             continue
     return found
 
@@ -204,7 +213,8 @@ def _stat(pid: int) -> list[str]:
 
 def _read(pid: int, name: str) -> str:
     try:
-        return Path(PROC, str(pid), name).read_text("utf-8", "replace")
+        with open(f"{PROC}/{pid}/{name}", encoding="utf-8", errors="replace") as file:
+            return file.read()
     except FileNotFoundError as error:
         raise ProcessLookupError(error.errno, "no such process", str(pid)) from error
 

@@ -1,40 +1,347 @@
 """The command line of `imgproxy`."""
 
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import trio
 import typer
 
+from imgnode import certs as certificates
 from imgnode import logs
 from imgnode.addresses import parse_address
 from imgnode.command_line import run_program
-from imgproxy.dialer import Dialer
-from imgproxy.handover import Decision
+from imgnode.nursery import flat_nursery
+from imgnode.preflight import check_images_dir
+from imgproxy import cli_options as given
+from imgproxy.dialer import CannotConnect
+from imgproxy.display import choose
+from imgproxy.handover import Decision, HandoverPolicy, RestoreFailed, WaitFor
+from imgproxy.hook import SCRIPT
+from imgproxy.migrate import LOG, MigrateConfig, check_process, migrate
+from imgproxy.park import ParkSession
+from imgproxy.recover import recover, unfinished
 from imgproxy.session import SourceConfig, SourceSession
-from transform.chain import Chain
+from imgproxy.source import LinkLost, SessionAborted
+from imgproxy.summary import summarise
+from imgwire.errors import UsageError
+from transform.errors import TransformError
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+#: Exit codes beside 0 (done), 1 (failed: the process runs on here) and 2 (asked wrongly).
+UNKNOWN = 3  #: given up here, and the destination cannot be asked whether the process runs
+
+app = typer.Typer(
+    help="Takes the images of `criu dump --stream` and brings them to imgcache on another node.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+_log = structlog.get_logger()
 
 
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    directory: Annotated[Path, typer.Option("-D", "--images-dir")],
-    to: Annotated[str, typer.Option()],
-    verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="More to see.")] = 0,
+    directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="Where criu finds the socket.")] = None,
+    to: given.OptionalTo = None,
+    session: given.Name = "",
+    wait_restored: Annotated[
+        bool | None,
+        typer.Option(
+            help="End the process here only when it is restored there. Default: if a criu restore with our "
+            "action script waits there."
+        ),
+    ] = None,
+    hook: Annotated[
+        bool, typer.Option(help="Insist on the action script. Without it the hand-over is not safe.")
+    ] = True,
+    timeout: given.Timeout = 300.0,
+    compress: given.Compress = "auto",
+    limit_rate: given.LimitRate = None,
+    digest_pages: given.DigestPages = False,
+    reconnect: given.Patience = 30.0,
+    map_path: given.MapPath = None,
+    tcp_listen_remap: given.Remap = None,
+    journal: given.JournalDirectory = None,
+    tls_cacert: given.CaCert = None,
+    tls_cert: given.Cert = None,
+    tls_key: given.Key = None,
+    insecure: given.Insecure = False,
+    metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus.")] = None,
+    verbose: given.Verbose = 0,
 ) -> None:
+    """Take one `criu dump --stream` and hand the process over."""
+    if context.invoked_subcommand is not None:
+        return
     logs.configure(verbose)
 
-    async def go() -> int:
-        s = SourceSession(
-            SourceConfig(Dialer(parse_address(to)), directory.absolute(), directory.absolute() / "journal"), Chain([])
+    async def main() -> int:
+        if to is None or directory is None:
+            raise UsageError("say where the images go (--to) and where criu dump runs (-D)")
+        here = directory.absolute()
+        check_images_dir(here)
+        journals = (journal or here / "journal").absolute()
+        address, transforms = parse_address(to), given.chain(map_path, tcp_listen_remap)
+        archive = given.archive_path(address)
+        if archive is not None:
+            journals.mkdir(mode=0o700, parents=True, exist_ok=True)
+            parked = ParkSession(archive, here, journals, name=session, compress=compress, chain=transforms)
+            _say_ready(here)
+            return _outcome(await parked.capture(), parked.handover.reason)
+        tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
+        config = SourceConfig(
+            dialer=given.dialer(address, tls, insecure=insecure),
+            directory=here,
+            journal=journals,
+            name=session,
+            policy=HandoverPolicy(_wait_for(wait_restored), timeout),
+            compress=compress,
+            limit_rate=given.rate(limit_rate),
+            digest_pages=digest_pages,
+            hookless=not hook,
+            patience=reconnect,
+            recover_options=tuple(tls.words()),
+            metrics=metrics,
         )
-        async with s.opened() as n:
-            await s.capture()
-            if s.handover.decision is Decision.COMMITTED:
-                await s.wait_running()
-            print(s.handover.decision, s.handover.reason, s.handover.times, s.view.times, s.ingest.started_at)
+        return await _run_capture(SourceSession(config, transforms))
+
+    raise typer.Exit(_run(verbose, main))
+
+
+@app.command(name="migrate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def migrate_command(
+    context: typer.Context,
+    pid: Annotated[int, typer.Argument(help="Root of the process tree. CRIU's own options may follow.")],
+    to: given.To,
+    session: given.Name = "",
+    criu: Annotated[str, typer.Option(help="The CRIU program here.")] = "criu",
+    wait_restored: Annotated[bool, typer.Option(help="End the process here only when it is restored there.")] = True,
+    timeout: given.Timeout = 300.0,
+    compress: given.Compress = "auto",
+    limit_rate: given.LimitRate = None,
+    digest_pages: given.DigestPages = False,
+    reconnect: given.Patience = 30.0,
+    map_path: given.MapPath = None,
+    tcp_listen_remap: given.Remap = None,
+    journal: given.JournalDirectory = None,
+    tls_cacert: given.CaCert = None,
+    tls_cert: given.Cert = None,
+    tls_key: given.Key = None,
+    insecure: given.Insecure = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    verbose: given.Verbose = 0,
+) -> None:
+    """Migrate a running process to a cache that was started with --allow-restore. Further options go to CRIU."""
+    logs.configure(verbose)
+
+    async def main() -> int:
+        tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
+        journals = (journal or given.default_journal()).absolute()
+        need = await trio.to_thread.run_sync(check_process, pid)
+        with _images_directory(journals) as directory:
+            config = SourceConfig(
+                dialer=given.dialer(parse_address(to), tls, insecure=insecure),
+                directory=directory,
+                journal=journals,
+                name=session,
+                policy=HandoverPolicy(_wait_for(wait_restored), timeout, one_attempt=True),
+                compress=compress,
+                limit_rate=given.rate(limit_rate),
+                digest_pages=digest_pages,
+                patience=reconnect,
+                need=need,
+                recover_options=tuple(tls.words()),
+            )
+            source = SourceSession(config, given.chain(map_path, tcp_listen_remap))
+            display = choose(as_json)
+            try:
+                await migrate(source, MigrateConfig(pid, criu, tuple(context.args)), display)
+            finally:
+                display.close()
+        return _end(source)
+
+    raise typer.Exit(_run(verbose, main))
+
+
+@app.command()
+def send(
+    images: Annotated[Path, typer.Argument(help="Directory of a finished criu dump.")],
+    to: given.To,
+    session: given.Name = "",
+    compress: given.Compress = "auto",
+    limit_rate: given.LimitRate = None,
+    map_path: given.MapPath = None,
+    tcp_listen_remap: given.Remap = None,
+    tls_cacert: given.CaCert = None,
+    tls_cert: given.Cert = None,
+    tls_key: given.Key = None,
+    insecure: given.Insecure = False,
+    verbose: given.Verbose = 0,
+) -> None:
+    """Send the images of a directory to a cache or into an archive."""
+    logs.configure(verbose)
+
+    async def main() -> int:
+        address, transforms = parse_address(to), given.chain(map_path, tcp_listen_remap)
+        archive = given.archive_path(address)
+        with tempfile.TemporaryDirectory(prefix="imgproxy-") as temporary:
+            nowhere = Path(temporary)
+            if archive is not None:
+                parked = ParkSession(archive, nowhere, nowhere, name=session, compress=compress, chain=transforms)
+                await parked.send_directory(images)
+                return 0
+            tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
+            config = SourceConfig(
+                dialer=given.dialer(address, tls, insecure=insecure),
+                directory=nowhere,
+                journal=nowhere,
+                name=session,
+                policy=HandoverPolicy(WaitFor.COMPLETE),
+                compress=compress,
+                limit_rate=given.rate(limit_rate),
+            )
+            source = SourceSession(config, transforms)
+            async with source.opened():
+                await source.send_directory(images)
+            print(f"{len(source.sender.images)} images are at the cache, in session {source.name}")
+            return 0
+
+    raise typer.Exit(_run(verbose, main))
+
+
+@app.command(name="recover")
+def recover_command(
+    session: Annotated[
+        str | None, typer.Argument(help="Id of one session; all that are unfinished without it.")
+    ] = None,
+    journal: given.JournalDirectory = None,
+    directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="As given to imgproxy.")] = None,
+    patience: Annotated[float, typer.Option(help="Seconds to try to reach each cache.")] = 60.0,
+    verbose: given.Verbose = 0,
+) -> None:
+    """Finish what a crash left open: decide where the process runs, and tell the cache."""
+    logs.configure(verbose)
+
+    async def main() -> int:
+        place = journal or (directory / "journal" if directory else given.default_journal())
+        untold = 0
+        for one in unfinished(place.absolute(), session):
+            result = await recover(one, given.dialer_from_journal(one), patience)
+            print(result.line())
+            untold += not result.told
+        return 1 if untold else 0
+
+    raise typer.Exit(_run(verbose, main))
+
+
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(help="Where the files go; made if it is missing.")],
+    nodes: Annotated[list[str], typer.Argument(help="Host names or addresses, as they are written after --to.")],
+    days: Annotated[int, typer.Option(help="How long they are valid.")] = certificates.DEFAULT_DAYS,
+) -> None:
+    """Make a CA and a certificate for each node."""
+
+    def main() -> int:
+        certificates.run(directory, nodes, days)
         return 0
 
-    raise typer.Exit(run_program("imgproxy", bool(verbose), lambda: trio.run(go)))
+    raise typer.Exit(run_program("imgproxy", False, main))
+
+
+@app.command()
+def hook() -> None:
+    """The action script of criu dump (criu runs it; as a program without arguments: imgproxy-hook)."""
+
+
+async def _run_capture(session: SourceSession) -> int:
+    async with session.opened():
+        _say_ready(session.config.directory)
+        await session.capture()
+        if session.handover.decision is Decision.COMMITTED:
+            with _noting_silence():
+                await session.wait_settled()
+    for line in summarise(session).lines():
+        print(line)
+    return _end(session)
+
+
+def _say_ready(directory: Path) -> None:
+    command = f"criu dump --stream -D {directory} --action-script {directory / SCRIPT} -t PID ..."
+    _log.info("ready", dump_with=command)
+
+
+@contextmanager
+def _noting_silence() -> Iterator[None]:
+    try:
+        yield
+    except (LinkLost, SessionAborted) as error:
+        _log.error("given up here, but the destination cannot be asked what became of it", reason=str(error))
+
+
+def _end(session: SourceSession) -> int:
+    if session.handover.decision is not Decision.COMMITTED:
+        return 1
+    return 0 if session.settled else UNKNOWN
+
+
+def _outcome(done: bool, reason: str) -> int:
+    print("parked" if done else f"not parked: {reason}")
+    return 0 if done else 1
+
+
+def _wait_for(wait_restored: bool | None) -> WaitFor:
+    if wait_restored is None:
+        return WaitFor.AUTO
+    return WaitFor.RESTORED if wait_restored else WaitFor.COMPLETE
+
+
+@contextmanager
+def _images_directory(journal: Path) -> Iterator[Path]:
+    """A directory for CRIU, short enough for its socket; the log of a dump that failed is kept with the journal."""
+    place = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
+    directory = Path(tempfile.mkdtemp(prefix="imgproxy-", dir=place))
+    journal.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        yield directory
+    finally:
+        log = directory / LOG
+        if log.exists():
+            shutil.copy(log, journal / LOG)
+        shutil.rmtree(directory)
+
+
+def _run(verbose: int, main: Callable[[], Awaitable[int]]) -> int:
+    """Run `main` until it ends or a signal stops it; what went wrong as one line."""
+
+    async def guarded() -> int:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async with flat_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                code = await main()
+                nursery.cancel_scope.cancel()
+                return code
+        return 128 + signal.SIGTERM
+
+    def program() -> int:
+        try:
+            return trio.run(guarded)
+        except (CannotConnect, LinkLost, SessionAborted, RestoreFailed, TransformError) as error:
+            if verbose:
+                _log.exception("failed")
+            raise OSError(str(error)) from error
+
+    return run_program("imgproxy", bool(verbose), program)
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+        return

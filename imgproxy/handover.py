@@ -89,7 +89,7 @@ class Handover:
                 self._announced.add(proc.identify(int(request["criu"])))
                 await say({"ok": True})
             case "post-dump":
-                await say({"session": self._journal.session, "journal": str(self._journal.path.parent)})
+                await say({"session": self._journal.session, "journal": self._journal.directory})
                 await self._post_dump(say, gone)
             case "killed":
                 self.commit()

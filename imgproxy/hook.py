@@ -6,27 +6,32 @@ it does, and the tasks would run on beside their copy. Until the first signal is
 that the process stays here. Standard library only.
 """
 
-import subprocess
+import os
 import sys
-from pathlib import Path
 
 from imgnode import proc
-from imgnode.action_script import Action, from_environment
+from imgnode.action_script import Action, from_environment, script
 from imgnode.control_client import ControlClient, Request
 from imgnode.hook_client import CriuWatch, connect
 from imgnode.journal import Journal
 from imgwire.errors import UsageError
 
 SOCKET = "imgproxy.sock"
+SCRIPT = "imgproxy-hook"
 
 #: Seconds for SIGKILL to work on a frozen tree. It takes milliseconds.
 KILL_TIMEOUT = 30.0
 
 
+def script_text(socket: str) -> str:
+    """The script that the proxy writes for `criu dump --action-script`."""
+    return script("imgproxy.hook", socket, ["pre-stream", "post-dump"])
+
+
 def main() -> int:
     """Run the script; the exit code is CRIU's answer."""
     try:
-        action = from_environment()
+        action = from_environment(SOCKET)
         return _ACTIONS.get(action.name, _nothing)(action)
     except UsageError as error:
         print(f"imgproxy hook: {error}", file=sys.stderr)
@@ -58,7 +63,7 @@ def _hand_over(action: Action) -> int:
         return 0
     if answer["decision"] != "kill":
         return _refuse(str(answer.get("reason")))
-    return _end_tree(action, Journal(Path(session["journal"]), session["session"]), watch)
+    return _end_tree(action, Journal(session["journal"], session["session"]), watch)
 
 
 def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
@@ -79,16 +84,21 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
 
 def _proxy_is_gone(session: Request) -> int:
     """It has given no word, so nothing was decided: the process stays here, and the cache is told."""
-    journal = Journal(Path(session["journal"]), session["session"])
+    journal = Journal(session["journal"], session["session"])
     journal.write("aborted", reason="the proxy died before the hand-over")
     _recover(journal)
     return _refuse("the proxy died")
 
 
 def _recover(journal: Journal) -> None:
-    command = [sys.executable, "-m", "imgproxy", "recover", "--journal", str(journal.path.parent), journal.session]
-    nowhere = subprocess.DEVNULL
-    subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, start_new_session=True)
+    """Start `imgproxy recover` for this session, on its own: it needs a moment, and CRIU waits for us."""
+    if os.fork() == 0:
+        os.setsid()
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nowhere, fd)
+        command = [sys.executable, "-m", "imgproxy", "recover", "--journal", journal.directory, journal.session]
+        os.execv(sys.executable, command)
 
 
 def _ask(action: Action, request: Request) -> Request:
@@ -104,9 +114,9 @@ def _ask(action: Action, request: Request) -> Request:
 
 
 def _connect(action: Action) -> ControlClient:
-    client = connect(action.directory, SOCKET)
+    client = connect(action.socket)
     if client is None:
-        raise UsageError(f"no imgproxy listens in {action.directory}: start it with -D {action.directory}")
+        raise UsageError(f"no imgproxy listens at {action.socket}: start it with -D of that directory")
     return client
 
 

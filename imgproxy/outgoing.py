@@ -1,6 +1,7 @@
 """Where a session's images go: the link's channel, or an archive file. What the sender needs of either."""
 
 import os
+import select
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -66,9 +67,9 @@ class ArchiveWriter:
 
     async def send_pipe(self, image: int, offset: int, fd: int) -> int:
         """Append what is in a pipe, without copying it through this program."""
-        size = min(pending(fd), MAX_DATA)
+        size = min(readable_size(fd), MAX_DATA)
         if not size:
-            return len(os.read(fd, 1))  # end of file, or BlockingIOError
+            return 0
         async with self._lock:
             header = Header(FrameType.DATA, size, self._next(), 0, image, offset, size)
             await self._append(header, b"")
@@ -101,6 +102,19 @@ class ArchiveWriter:
         started = trio.current_time()
         await trio.to_thread.run_sync(write)
         self.busy_time += trio.current_time() - started
+
+
+def readable_size(fd: int) -> int:
+    """Bytes that can be read from the pipe `fd` now; 0 at its end. BlockingIOError if it is empty."""
+    size = pending(fd)
+    if size:
+        return size
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    state = dict(poll.poll(0)).get(fd, 0)
+    if not state:
+        raise BlockingIOError("the pipe is empty")
+    return pending(fd) if state & select.POLLIN else 0  # only hung up: its end
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -6,8 +6,9 @@ Whatever ends it, the journal says how, and the cache has been told or will be b
 """
 
 import os
+import platform
+import re
 import secrets
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,23 +17,20 @@ from pathlib import Path
 import structlog
 import trio
 
-from imgnode import systemd
 from imgnode.channel import Channel
-from imgnode.control import serve_control
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
 from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
 from imgnode.preflight import NodeFacts
-from imgnode.unix import listening
+from imgproxy.capture import DumpCapture
 from imgproxy.compression import Compression
 from imgproxy.dialer import CannotConnect, Dialer, Link
 from imgproxy.handover import Decision, Handover, HandoverPolicy, WaitFor
-from imgproxy.hook import SOCKET as CONTROL_SOCKET
-from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
+from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.sender import ImageSender
-from imgproxy.source import CacheView, RemotePages, SessionAborted
+from imgproxy.source import CacheView, RemotePages
 from imgwire import messages
 from imgwire.states import SessionState
 from transform.chain import Chain
@@ -58,7 +56,14 @@ class SourceConfig:
     hookless: bool = False
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
+    metrics: str | None = None
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again
+
+
+def default_name(identity: str) -> str:
+    """A name that tells a person where the session comes from."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node().partition(".")[0]).strip("-") or "node"
+    return f"{host}-{identity[:8]}"
 
 
 class SourceSession:
@@ -66,15 +71,16 @@ class SourceSession:
 
     def __init__(self, config: SourceConfig, chain: Chain) -> None:
         self.identity = secrets.token_hex(16)
-        self.name = config.name or f"{socket.gethostname().partition('.')[0]}-{self.identity[:8]}"
+        self.name = config.name or default_name(self.identity)
         self.config = config
         self.view = CacheView()
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
         self.compression = Compression(config.compress)
         self.sender = ImageSender(self.channel, chain, self.compression, digest_pages=config.digest_pages)
         self.ingest = StreamIngest(self.sender, self.view.changes.notify)
-        self.journal = Journal(config.journal, self.identity)
+        self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
+        self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
         self.destination: NodeFacts | None = None
         self._link = Link(config.dialer, self.channel, self._hello(), self.view, patience=config.patience)
         self._link.keeps_trying = lambda: self.handover.decision is Decision.COMMITTED
@@ -82,7 +88,7 @@ class SourceSession:
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[trio.Nursery]:
         """Open the session at the cache; the block runs with it. CannotConnect, SessionRefused."""
-        self.journal.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.config.journal.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             async with flat_nursery() as nursery:
                 welcome = await nursery.start(self._run_link)
@@ -100,46 +106,41 @@ class SourceSession:
 
     async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take one `criu dump` to its end: afterwards the hand-over is committed or aborted."""
-        directory = self.config.directory
-        async with flat_nursery() as nursery, listening(directory / CAPTURE_SOCKET) as listener:
-            await nursery.start(serve_control, directory / CONTROL_SOCKET, self.handover.handle)
-            nursery.start_soon(self._abort_when_cache_does)
-            systemd.notify("READY=1")
-            task_status.started()
-            try:
-                await self.ingest.accept(listener, self._is_announced)
-                await self._conclude()
-            finally:
-                self.handover.abort("imgproxy was stopped")
+        async with flat_nursery() as nursery:
+            nursery.start_soon(self._abort_when_cache_does, nursery.cancel_scope)
+            await self.dump.run(task_status=task_status)
             nursery.cancel_scope.cancel()
 
-    async def wait_running(self) -> None:
-        """After the commit: wait until the process runs at the destination. LinkLost, SessionAborted."""
-        await self.view.wait_for(lambda: self.view.state is SessionState.RUNNING)
+    async def send_directory(self, directory: Path) -> None:
+        """Send the images of a directory and leave them with the cache: nothing runs here that could be killed."""
+        await send_images(directory, self.sender)
+        self.dump.images_complete = True
+        await self.handover.prepare()
+        self.handover.commit()
 
-    def _is_announced(self, criu: int) -> bool:
-        return self.config.hookless or self.handover.is_announced(criu)
+    @property
+    def settled(self) -> bool:
+        """Whether the cache has all that this side can give: the process runs there, or is its to run."""
+        waited_for_restore = "restored" in self.view.times
+        return self.view.state is SessionState.RUNNING or (
+            self.view.state is SessionState.COMMITTED and not waited_for_restore
+        )
 
-    async def _conclude(self) -> None:
-        """CRIU has hung up. Its action script may still be at work; without one this is the end of the dump."""
-        handover = self.handover
-        if self.config.hookless and self.ingest.complete:
-            await handover.prepare()
-            handover.commit()
-        elif handover.decision is Decision.WAITING and "post-dump" not in handover.times:
-            handover.abort("criu dump ended before the hand-over: its log has the reason")
-        await handover.changes.wait_until(lambda: handover.decision in (Decision.COMMITTED, Decision.ABORTED))
+    async def wait_settled(self) -> None:
+        """After the commit: wait for the cache to have it, or to run it. LinkLost, SessionAborted."""
+        await self.view.wait_for(lambda: self.settled)
 
     async def _finish_images(self) -> None:
-        await self.view.wait_for(lambda: self.ingest.complete)
+        await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
         await self.sender.finish(RemotePages(self.channel, self.view, self.sender))
 
-    async def _abort_when_cache_does(self) -> None:
+    async def _abort_when_cache_does(self, scope: trio.CancelScope) -> None:
         """Images that nobody keeps need not be dumped: CRIU hears of it at its next image, and resumes the tasks."""
-        await self.view.changes.wait_until(lambda: self.view.state is SessionState.ABORTED or bool(self.view.lost))
+        view = self.view
+        await view.changes.wait_until(lambda: view.state is SessionState.ABORTED or bool(view.lost))
         if self.handover.decision is Decision.WAITING and "post-dump" not in self.handover.times:
-            self.handover.abort(self.view.detail or self.view.lost)
-            raise SessionAborted(self.handover.reason)
+            self.handover.abort(view.detail or view.lost)
+            scope.cancel()
 
     async def _run_link(self, *, task_status: "trio.TaskStatus[messages.Welcome]") -> None:
         await self._link.run(task_status=task_status)

@@ -31,6 +31,7 @@ class CacheView:
     changes: Changes = field(default_factory=Changes)
     state: SessionState = SessionState.RECEIVING
     detail: str = ""
+    restore_ready: bool = False  #: a criu restore waits there for its images
     restore_failures: list[str] = field(default_factory=list)
     lost: str = ""  #: why there is no link any more
     times: dict[str, float] = field(default_factory=dict)  #: when each state was heard of, by trio's clock
@@ -44,9 +45,12 @@ class CacheView:
                 self._replies[message.request] = message
             case messages.State("restore-failed", detail):
                 self.restore_failures.append(detail)
+            case messages.State("restore-ready", _):
+                self.restore_ready = True
             case messages.State(state, detail):
                 self.state, self.detail = _state(state), detail
-                self.times[state] = trio.current_time()
+                ago = float(detail) if self.state is SessionState.RUNNING else 0.0
+                self.times[state] = trio.current_time() - ago
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a proxy")
         self.changes.notify()

@@ -35,8 +35,7 @@ async def serve_restore(
 ) -> None:
     """Serve one `criu restore` (pid `criu`, 0 if unknown) and see how it ends."""
     leftovers = await Leftovers.watch(criu)
-    session.attempt = Attempt(criu, hooked)
-    session.changes.notify()
+    session.begin(Attempt(criu, hooked))
     try:
         async with _while_worthwhile(session, criu):
             await _serve_images(sock, session, release_as_read)

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import IO
 
 import pytest
@@ -147,7 +148,7 @@ def test_tree(start: Start) -> None:
     assert found[0].pid == child.pid
     pids = [process.pid for process in found]
     for index, process in enumerate(found[1:], 1):
-        stat = proc.PROC.joinpath(str(process.pid), "stat").read_text()
+        stat = Path(proc.PROC, str(process.pid), "stat").read_text()
         assert int(stat.rpartition(")")[2].split()[1]) in pids[:index]
     proc.kill_tree(found)
     proc.wait_dead(found, 5)

@@ -1,0 +1,106 @@
+"""Options that several commands of `imgproxy` share, and what they come to."""
+
+import os
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
+from imgnode.command_line import parse_size
+from imgnode.journal import Journal
+from imgnode.tls import client_context
+from imgproxy.dialer import Dialer
+from imgwire.errors import UsageError
+from transform.chain import Chain
+from transform.errors import OptionError
+from transform.options import transforms
+
+_CACHE = "Where the images go: HOST:PORT or unix:PATH of an imgcache, fd:IN,OUT to one, or file:PATH to park them."
+
+To = Annotated[str, typer.Option("--to", help=_CACHE)]
+OptionalTo = Annotated[str | None, typer.Option("--to", help=_CACHE)]
+Name = Annotated[str, typer.Option("--session", help="Name of the session at the cache.")]
+CaCert = Annotated[Path | None, typer.Option("--tls-cacert", help="CA that signed both nodes' certificates.")]
+Cert = Annotated[Path | None, typer.Option("--tls-cert", help="This node's certificate.")]
+Key = Annotated[Path | None, typer.Option("--tls-key", help="Its key.")]
+Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP even off loopback.")]
+Compress = Annotated[str, typer.Option("--compress", help="off, auto or a zstd level from 1 to 19.")]
+LimitRate = Annotated[str | None, typer.Option("--limit-rate", help="Bytes per second on the link, such as 100MB.")]
+DigestPages = Annotated[bool, typer.Option("--digest-pages", help="Check pages, too, by a digest (no splice).")]
+Patience = Annotated[float, typer.Option("--reconnect", help="Seconds that a cut of the link may last.")]
+MapPath = Annotated[list[str] | None, typer.Option("--map-path", help="OLD:NEW, a path prefix; repeatable.")]
+Remap = Annotated[list[str] | None, typer.Option("--tcp-listen-remap", help="OLD:NEW ports; repeatable.")]
+JournalDirectory = Annotated[Path | None, typer.Option("--journal", help="Directory of the journal.")]
+Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the hand-over may keep the tasks frozen.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="More to see.")]
+
+
+@dataclass(frozen=True)
+class TlsFiles:
+    """This node's identity, as named on the command line."""
+
+    cacert: Path | None
+    cert: Path | None
+    key: Path | None
+
+    def context(self) -> ssl.SSLContext | None:
+        """What to connect with; None without TLS."""
+        if self.cacert and self.cert and self.key:
+            return client_context(self.cacert, self.cert, self.key)
+        if self.cacert or self.cert or self.key:
+            raise UsageError("TLS needs all of --tls-cacert, --tls-cert and --tls-key; `imgproxy certs` makes them")
+        return None
+
+    def words(self) -> list[str]:
+        """For the journal: the absolute paths."""
+        return [str(path.absolute()) for path in (self.cacert, self.cert, self.key) if path]
+
+
+def dialer(address: Address, tls: TlsFiles, *, insecure: bool) -> Dialer:
+    """How to reach a cache. Plain TCP leaves the machine only when asked for by name."""
+    context = tls.context()
+    if isinstance(address, TcpAddress) and context is None and not address.is_loopback and not insecure:
+        raise UsageError(
+            f"--to {address}: the process's memory would go there in the clear; use --tls-cacert, --tls-cert and "
+            "--tls-key (`imgproxy certs` makes them), or say --insecure"
+        )
+    return Dialer(address, context if isinstance(address, TcpAddress) else None)
+
+
+def dialer_from_journal(journal: Journal) -> Dialer:
+    """How the session of a journal reached its cache."""
+    files = [Path(word) for word in journal.fact("options") or ()]
+    tls = TlsFiles(*files) if len(files) == 3 else TlsFiles(None, None, None)
+    return dialer(parse_address(str(journal.fact("to"))), tls, insecure=True)
+
+
+def chain(map_path: list[str] | None, remap: list[str] | None) -> Chain:
+    """The transforms that were asked for."""
+    try:
+        return Chain(transforms(map_path or (), remap or ()))
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+
+
+def rate(text: str | None) -> int | None:
+    """Bytes per second."""
+    value = parse_size(text) if text else None
+    if value == 0:
+        raise UsageError("--limit-rate 0: nothing would ever arrive; write a rate such as 100MB")
+    return value
+
+
+def archive_path(address: Address) -> Path | None:
+    """The file to park in, if that was asked for."""
+    return address.path if isinstance(address, FileAddress) else None
+
+
+def default_journal() -> Path:
+    """Where the journal of `migrate` is: it must outlive the images directory."""
+    if os.geteuid() == 0:
+        return Path("/var/lib/imgproxy")
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local/state"
+    return Path(state) / "imgproxy"

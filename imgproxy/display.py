@@ -1,0 +1,139 @@
+"""What a person sees while a migration goes on: a bar on a terminal, lines elsewhere, JSON objects on request."""
+
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import trio
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+from imgproxy.session import SourceSession
+from imgproxy.summary import Summary
+from imgwire.states import SessionState
+
+#: Seconds between two looks at the counters: what an eye can follow.
+REFRESH = 0.1
+
+
+class Display(ABC):
+    """Shows phases, progress and the summary of one session."""
+
+    @abstractmethod
+    def phase(self, text: str) -> None:
+        """What is being done from now on."""
+
+    @abstractmethod
+    def progress(self, done: int, total: int) -> None:
+        """`done` bytes of about `total`."""
+
+    @abstractmethod
+    def summary(self, summary: Summary) -> None:
+        """How it ended."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the screen in order."""
+
+
+class TerminalDisplay(Display):
+    """A progress bar with bytes, rate and phase."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(binary_units=True))
+        self._console = Console(stderr=True)
+        self._bar = Progress(*columns, TransferSpeedColumn(), TimeElapsedColumn(), console=self._console)
+        self._task = self._bar.add_task("", total=None)
+        self._bar.start()
+
+    def phase(self, text: str) -> None:
+        self._bar.update(self._task, description=text)
+
+    def progress(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=max(done, total))
+
+    def summary(self, summary: Summary) -> None:
+        self.close()
+        _print_lines(summary)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class LineDisplay(Display):
+    """A line for each phase."""
+
+    def phase(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    def progress(self, done: int, total: int) -> None:
+        return
+
+    def summary(self, summary: Summary) -> None:
+        _print_lines(summary)
+
+    def close(self) -> None:
+        return
+
+
+class JsonDisplay(Display):
+    """One JSON object a line on standard output."""
+
+    def __init__(self) -> None:
+        self._last = -1
+
+    def phase(self, text: str) -> None:
+        self._print({"event": "phase", "phase": text})
+
+    def progress(self, done: int, total: int) -> None:
+        if done != self._last:
+            self._last = done
+            self._print({"event": "progress", "bytes": done, "expected": total})
+
+    def summary(self, summary: Summary) -> None:
+        self._print(summary.as_dict())
+
+    def close(self) -> None:
+        return
+
+    def _print(self, record: dict[str, object]) -> None:
+        print(json.dumps(record), flush=True)
+
+
+def choose(as_json: bool) -> Display:
+    """The display that fits where the output goes."""
+    if as_json:
+        return JsonDisplay()
+    return TerminalDisplay() if sys.stderr.isatty() else LineDisplay()
+
+
+async def follow(session: SourceSession, display: Display) -> None:
+    """Show what the session does until cancelled."""
+    shown = ""
+    while True:
+        phase = _phase(session)
+        if phase != shown:
+            display.phase(phase)
+            shown = phase
+        display.progress(session.sender.size, session.config.need)
+        with trio.move_on_after(REFRESH):
+            await session.view.changes.wait_until(_differs(session, shown))
+
+
+def _differs(session: SourceSession, shown: str) -> Callable[[], bool]:
+    return lambda: _phase(session) != shown
+
+
+def _phase(session: SourceSession) -> str:
+    state = session.view.state
+    if state is not SessionState.RECEIVING:
+        return str(state)
+    if not session.channel.connected:
+        return "reconnecting"
+    return "connected" if session.ingest.started_at is None else "dumping"
+
+
+def _print_lines(summary: Summary) -> None:
+    for line in summary.lines():
+        print(line)

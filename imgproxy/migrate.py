@@ -1,0 +1,159 @@
+"""`imgproxy migrate PID`: the whole migration as one command on the source.
+
+Everything that can be checked is checked before the process is frozen: both nodes, both CRIUs, the options, and that
+`criu restore` at the destination has started and waits for its images.
+"""
+
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import trio
+
+from imgnode import proc
+from imgnode.criu import Criu, CriuError, last_error
+from imgnode.criu_options import split
+from imgnode.nursery import flat_nursery
+from imgnode.preflight import gather, problems
+from imgproxy.display import Display, follow
+from imgproxy.handover import Decision
+from imgproxy.hook import SCRIPT
+from imgproxy.session import SourceSession
+from imgproxy.source import CacheView, LinkLost, SessionAborted
+from imgproxy.summary import summarise
+from imgwire import messages
+from imgwire.errors import RemoteProtocolError, UsageError
+
+#: Seconds for the destination to start criu restore.
+RESTORE_START = 30.0
+LOG = "dump.log"
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class MigrateConfig:
+    """What to migrate and how CRIU is to be run. `options` are CRIU's own."""
+
+    pid: int
+    criu: str = "criu"
+    options: tuple[str, ...] = ()
+
+
+def check_process(pid: int) -> int:
+    """Bytes that the images of the tree under `pid` will take, about; UsageError if there is no such process."""
+    try:
+        return proc.memory_estimate(pid)
+    except ProcessLookupError:
+        raise UsageError(f"there is no process {pid}") from None
+
+
+async def migrate(session: SourceSession, config: MigrateConfig, display: Display) -> bool:
+    """Migrate; True if the process runs at the destination, False if it runs on here."""
+    options = split(config.options)
+    async with session.opened() as nursery:
+        display.phase("checking")
+        await _check(session, config)
+        await _start_restore(session, options.restore)
+        nursery.start_soon(follow, session, display)
+        await nursery.start(session.capture)
+        reason = await _dump(session, config, options.dump)
+        await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
+        if session.handover.decision is Decision.COMMITTED:
+            await _wait_running(session)
+        elif reason and "post-dump" not in session.handover.times:
+            session.handover.reason = f"criu dump failed: {reason}"
+    display.summary(summarise(session))
+    return session.handover.decision is Decision.COMMITTED
+
+
+_ENDED = (Decision.COMMITTED, Decision.ABORTED)
+
+
+async def _check(session: SourceSession, config: MigrateConfig) -> None:
+    """Refuse with UsageError, all reasons named, what cannot work."""
+    criu = Criu(config.criu)
+    here = await gather(criu, None, restore_allowed=False)
+    there = session.destination
+    if there is None:
+        raise UsageError("the cache did not say what its node is")
+    found = problems(here, there, session.config.need)
+    if not found:
+        found = await _check_cpu(session, criu)
+    if found:
+        raise UsageError("nothing was frozen: " + "; ".join(found))
+
+
+async def _check_cpu(session: SourceSession, criu: Criu) -> list[str]:
+    with tempfile.TemporaryDirectory(prefix="imgproxy-cpu-") as directory:
+        try:
+            await criu.cpuinfo_dump(Path(directory))
+        except CriuError as error:
+            return [f"source: {error}"]
+        cpuinfo = (Path(directory) / "cpuinfo.img").read_bytes()
+    try:
+        await session.view.ask(session.channel, lambda number: messages.CheckCpu(number, cpuinfo))
+    except RemoteProtocolError as error:
+        return [f"destination: its CPU cannot run the process: {error}"]
+    return []
+
+
+async def _start_restore(session: SourceSession, options: Sequence[str]) -> None:
+    """Have criu restore started there, and see it wait for its images."""
+    view: CacheView = session.view
+    await session.channel.send(messages.Restore(tuple(options)))
+    with trio.move_on_after(RESTORE_START):
+        await view.wait_for(lambda: view.restore_ready or bool(view.restore_failures))
+    if view.restore_failures:
+        raise UsageError(f"nothing was frozen: criu restore there failed at once: {view.restore_failures[0]}")
+    if not view.restore_ready:
+        raise UsageError(f"nothing was frozen: criu restore there did not start within {RESTORE_START:.0f} s")
+
+
+async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence[str]) -> str:
+    """Run criu dump; what its log says if it fails. It is never ended by us: it may hold a frozen process."""
+    directory = session.config.directory
+    own = [
+        "--stream",
+        "-D",
+        str(directory),
+        "-t",
+        str(config.pid),
+        "-o",
+        LOG,
+        "--action-script",
+        str(directory / SCRIPT),
+    ]
+    try:
+        process = await trio.lowlevel.open_process(
+            [config.criu, "dump", *own, *options],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except OSError as error:
+        session.handover.abort(f"{config.criu}: {error.strerror}")
+        return ""
+    async with flat_nursery():
+        code = await process.wait()
+    if code == 0:
+        return ""
+    reason = _reason(directory / LOG) or f"exit code {code}"
+    session.handover.abort(f"criu dump failed: {reason}")
+    return reason
+
+
+def _reason(log: Path) -> str | None:
+    return last_error(log.read_text(errors="replace")) if log.exists() else None
+
+
+async def _wait_running(session: SourceSession) -> None:
+    """The process belongs to the destination; see it run, or say that it is not known."""
+    try:
+        await session.wait_settled()
+    except (LinkLost, SessionAborted) as error:
+        _log.error("committed, but the destination cannot be asked whether it runs", reason=str(error))

@@ -1,0 +1,99 @@
+"""What a migration came to: how long the process stood still, what was moved, where the time went."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+from imgnode.command_line import show_size
+from imgproxy.session import SourceSession
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Durations in seconds, sizes in bytes."""
+
+    session: str
+    outcome: str
+    reason: str
+    frozen: float | None  #: from the first image of the frozen tree to its first instruction at the destination
+    image_bytes: int
+    wire_bytes: int  #: on the link, headers included, compressed where it was
+    rate: float | None  #: image bytes per second while images came
+    bytes_by_kind: dict[str, int]
+    phases: dict[str, float]
+    reconnects: int
+
+    def as_dict(self) -> dict[str, object]:
+        """For `--json`."""
+        return {"event": "summary", **vars(self)}
+
+    def lines(self) -> list[str]:
+        """For people."""
+        kinds = sorted(self.bytes_by_kind.items(), key=lambda item: -item[1])
+        shown = ", ".join(f"{kind} {show_size(size)}" for kind, size in kinds[:5])
+        others = sum(size for _, size in kinds[5:])
+        lines = [f"{self.outcome}" + (f": {self.reason}" if self.reason else "")]
+        if self.frozen is not None:
+            lines.append(f"frozen   {self.frozen:.3f} s")
+        lines.append(
+            f"images   {show_size(self.image_bytes)} ({shown}" + (f", others {show_size(others)})" if others else ")")
+        )
+        if self.rate:
+            lines.append(f"rate     {show_size(self.rate)}/s, {show_size(self.wire_bytes)} on the link")
+        if self.phases:
+            lines.append("time     " + ", ".join(f"{name} {seconds:.3f} s" for name, seconds in self.phases.items()))
+        if self.reconnects:
+            lines.append(f"link     cut and joined again {self.reconnects} times")
+        return lines
+
+
+def summarise(session: SourceSession) -> Summary:
+    """The summary of a session that has ended."""
+    marks = _marks(session)
+    start, sent = marks.get("dump"), marks.get("sent")
+    running = session.view.times.get("running")
+    size = session.sender.size
+    return Summary(
+        session=session.name,
+        outcome=str(session.handover.decision),
+        reason=session.handover.reason,
+        frozen=running - start if running is not None and start is not None else None,
+        image_bytes=size,
+        wire_bytes=session.channel.bytes_sent,
+        rate=size / (sent - start) if start is not None and sent is not None and sent > start else None,
+        bytes_by_kind=dict(session.sender.bytes_by_kind),
+        phases=_phases(marks),
+        reconnects=max(0, session.channel.reconnects),
+    )
+
+
+def _marks(session: SourceSession) -> dict[str, float]:
+    """Moments, by trio's clock, in the order in which they come."""
+    hand, view = session.handover.times, session.view.times
+    marks = {
+        "dump": session.ingest.started_at,
+        "sent": hand.get("images-sent"),
+        "complete": view.get("complete"),
+        "restored": view.get("restored"),
+        "committed": hand.get("committed"),
+        "running": view.get("running"),
+    }
+    return {name: moment for name, moment in marks.items() if moment is not None}
+
+
+#: What the time before each moment was spent on.
+_PHASES = {
+    "sent": "dump and send",
+    "complete": "last bytes",
+    "restored": "restore",
+    "committed": "give up here",
+    "running": "resume there",
+}
+
+
+def _phases(marks: dict[str, float]) -> dict[str, float]:
+    names = list(marks)
+    return {
+        _PHASES[after]: max(0.0, marks[after] - marks[before])
+        for before, after in pairwise(names)
+        if after in _PHASES
+    }
