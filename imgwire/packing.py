@@ -30,7 +30,13 @@ def unpack(raw: bytes) -> dict[str, Any]:
     """Decode one map with string keys; anything else is a RemoteProtocolError."""
     try:
         value = msgpack.unpackb(
-            raw, raw=False, strict_map_key=True, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS, max_ext_len=0
+            raw,
+            raw=False,
+            strict_map_key=True,
+            max_array_len=MAX_ITEMS,
+            max_map_len=MAX_ITEMS,
+            max_ext_len=0,
+            ext_hook=_no_extension,
         )
     except (ValueError, msgpack.UnpackException) as error:
         raise RemoteProtocolError(f"a message that is not msgpack within its limits: {error}") from error
@@ -39,6 +45,10 @@ def unpack(raw: bytes) -> dict[str, Any]:
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
         raise RemoteProtocolError("a message that is not a map with names as keys")
     return value
+
+
+def _no_extension(code: int, _data: bytes) -> None:
+    raise ValueError(f"extension type {code}")
 
 
 _T = TypeVar("_T")
@@ -61,13 +71,13 @@ def _hints(kind: type[Any]) -> tuple[tuple[dataclasses.Field[Any], Any], ...]:
 
 
 def _checked(kind: type[Any], name: str, hint: Any, value: Any) -> Any:
-    if get_origin(hint) is tuple and isinstance(value, list):
+    container = get_origin(hint)
+    if container is tuple and isinstance(value, list):
         item = get_args(hint)[0]
         return tuple(_checked(kind, name, item, each) for each in value)
-    if get_origin(hint) is dict and isinstance(value, dict):
+    if container is dict and isinstance(value, dict):
         return value
-    allowed = [option for option in get_args(hint) or (hint,) if isinstance(option, type)]
-    if type(value) not in allowed:
+    if container in (tuple, dict) or type(value) not in (get_args(hint) or (hint,)):
         raise RemoteProtocolError(f"{kind.__name__}.{name} is a {type(value).__name__}")
     if type(value) is int and value < 0:
         raise RemoteProtocolError(f"{kind.__name__}.{name} is {value}")
