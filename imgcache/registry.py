@@ -5,6 +5,7 @@ oldest session that nobody restores yet. So one migration after the other needs 
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -12,6 +13,7 @@ import structlog
 from imgcache.arena import Arena, MemoryBudget
 from imgcache.session import Session
 from imgnode.journal import Journal, journals
+from imgnode.metrics import Metrics
 from imgnode.signalling import Changes
 from imgwire.errors import UsageError
 from imgwire.messages import Hello
@@ -28,7 +30,12 @@ _log = structlog.get_logger()
 class Registry:
     """See the module's text."""
 
-    def __init__(self, directory: Path, journal: Path, spool: Path | None, memory_limit: int | None) -> None:
+    def __init__(
+        self, directory: Path, journal: Path, spool: Path | None, memory_limit: int | None, metrics: Metrics
+    ) -> None:
+        self.metrics = metrics
+        for state in SessionState:
+            metrics.sessions.labels(state.value).set_function(partial(self._count, state))
         self.directory, self.journal, self.spool = directory, journal, spool
         self.budget = MemoryBudget(memory_limit)
         self.changes = Changes()
@@ -68,6 +75,7 @@ class Registry:
                 directory=self.directory / hello.name,
                 arena=Arena(self.budget, self.spool),
                 journal=Journal(str(self.journal), hello.session),
+                metrics=self.metrics,
             )
         )
 
@@ -111,6 +119,9 @@ class Registry:
         for session in over[: max(0, len(over) - MAX_REMEMBERED)]:
             del self._sessions[session.identity]
 
+    def _count(self, state: SessionState) -> float:
+        return sum(session.state is state for session in self)
+
     def _add(self, session: Session) -> Session:
         self._sessions[session.identity] = session
         self.changes.notify()
@@ -125,5 +136,6 @@ class Registry:
             directory=self.directory / name,
             arena=Arena(self.budget, None),
             journal=journal,
+            metrics=self.metrics,
             revived=state,
         )

@@ -61,7 +61,8 @@ class CacheServer:
         self._config = config
         journal = config.journal or config.directory / "journal"
         journal.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._registry = Registry(config.directory, journal, config.spool, config.memory_limit)
+        self._metrics = Metrics()
+        self._registry = Registry(config.directory, journal, config.spool, config.memory_limit, self._metrics)
         self._requests = Requests(self._registry)
         self._host = Host(self._registry, self._requests, config.host)
         self._criu = Criu(config.host.criu)
@@ -88,7 +89,7 @@ class CacheServer:
             await nursery.start(self._host.run, session)
         await nursery.start(self._host.take_restores, directory / SERVE_SOCKET, None)
         if self._config.metrics:
-            await nursery.start(serve_metrics, self._config.metrics, self._metrics().registry)
+            await nursery.start(serve_metrics, self._config.metrics, self._metrics.registry)
         for name, sockets in systemd.listen_fds().items():
             for sock in sockets:
                 await nursery.start(self._accept, trio.socket.from_stdlib_socket(sock), links, f"socket {name}")
@@ -115,15 +116,14 @@ class CacheServer:
             _log.warning("stays in the journal: start the cache again", session=session.name, state=session.state)
 
     async def _facts(self) -> dict[str, object]:
-        facts = await gather(self._criu, self._config.spool, restore_allowed=self._config.host.allow_restore)
+        host = self._config.host
+        facts = await gather(
+            self._criu,
+            self._config.spool,
+            restore_allowed=host.allow_restore,
+            releases_as_read=host.release_as_read,
+        )
         return facts.to_dict()
-
-    def _metrics(self) -> Metrics:
-        metrics = Metrics()
-        for state in SessionState:
-            sessions = [session for session in self._registry if session.state is state]
-            metrics.sessions.labels(state.value).set(len(sessions))
-        return metrics
 
     # ---- the link ----
 

@@ -5,6 +5,7 @@ doubt"): from the moment that it has told the source what the source waits for, 
 that, anything that goes wrong aborts it, and the process runs on at the source.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +19,14 @@ from imgcache.arena import Arena, StoreFull
 from imgcache.store import ImageStore
 from imgnode.channel import Channel, Payload
 from imgnode.journal import Journal
+from imgnode.metrics import Metrics
 from imgnode.nursery import flat_nursery
 from imgnode.signalling import Changes
 from imgnode.transport import Transport
 from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.link import LinkConnection
+from imgwire.names import image_kind
 from imgwire.states import SessionState, advance, is_final
 
 #: Answers that may wait for the link: the proxy asks one thing at a time.
@@ -53,6 +56,7 @@ class Session:
         directory: Path,
         arena: Arena,
         journal: Journal,
+        metrics: Metrics,
         revived: SessionState | None = None,
     ) -> None:
         self.identity, self.name, self.directory = identity, name, directory
@@ -68,6 +72,8 @@ class Session:
         self.claimed = False  #: a restore has taken it
         self.failures = 0  #: restores that failed
         self.cpu_requests: deque[messages.CheckCpu] = deque()
+        self.metrics = metrics
+        self._since: dict[SessionState, float] = {}  # when each state was reached
         self._journal = journal
         self._outbox: deque[messages.ToProxy] = deque()
         self._readers = 0
@@ -124,12 +130,14 @@ class Session:
             case messages.OpenImage():
                 self.store.open(message)
             case messages.EndImage():
-                self.store.end(message)
-            case messages.Patch(image, offset, data):
+                image = self.store.end(message)
+                self.metrics.image_bytes.labels("in", image_kind(image.name)).inc(image.size)
+            case messages.Patch(number, offset, data):
                 self._check_receiving("a patch")
-                self.store.numbered(image).patch(offset, data)
-            case messages.ReadBack(request, image, offset, length):
-                self._say(messages.Reply(request, self.store.numbered(image).read(offset, length)))
+                self.store.numbered(number).patch(offset, data)
+                self.metrics.patches.inc()
+            case messages.ReadBack(request, number, offset, length):
+                self._say(messages.Reply(request, self.store.numbered(number).read(offset, length)))
             case messages.Restore(options):
                 self.restore_options = options
             case messages.CheckCpu():
@@ -290,6 +298,8 @@ class Session:
 
     def _advance(self, state: SessionState, detail: str = "", **facts: int | str) -> None:
         self.state = advance(self.state, state)
+        self._since[state] = time.monotonic()
+        self._measure(state)
         self._journal.write(state, detail=detail, **facts)
         self._log.info(state.value, **({"reason": detail} if state is SessionState.ABORTED else {}))
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
@@ -297,6 +307,13 @@ class Session:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
         self._say(messages.State(state, detail))
         self.changes.notify()
+
+    def _measure(self, state: SessionState) -> None:
+        now = self._since[state]
+        if state is SessionState.RESTORED and SessionState.COMPLETE in self._since:
+            self.metrics.restore_seconds.observe(now - self._since[SessionState.COMPLETE])
+        if state is SessionState.COMMITTED and SessionState.RESTORED in self._since:
+            self.metrics.commit_seconds.observe(now - self._since[SessionState.RESTORED])
 
     def _say(self, message: messages.ToProxy) -> None:
         if len(self._outbox) >= MAX_OUTBOX:

@@ -141,9 +141,11 @@ class ImageStore:
         image = StoredImage(message.name, digest=message.digest)
         self._by_number[message.image] = self._by_name[message.name] = image
 
-    def end(self, message: EndImage) -> None:
+    def end(self, message: EndImage) -> StoredImage:
         """An image has been sent whole."""
-        self.numbered(message.image).seal(message.size, message.digest)
+        image = self.numbered(message.image)
+        image.seal(message.size, message.digest)
+        return image
 
     def finish(self, message: ImagesComplete) -> None:
         """Nothing changes any more; RemoteProtocolError if something is missing."""

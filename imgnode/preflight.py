@@ -59,6 +59,8 @@ class NodeFacts:
     """MemAvailable."""
     free_spool: int | None
     """Free bytes where images may be spooled; None without a spool."""
+    releases_as_read: bool
+    """Whether images leave the cache's memory as the restore reads them (--release read)."""
     restore_allowed: bool
     """Whether the cache runs `criu restore` when a source asks it to."""
     uid: int
@@ -108,6 +110,7 @@ _FIT = {
     "cpu_features": lambda value: value is None or _features(value),
     "free_memory": _size,
     "free_spool": lambda value: value is None or _size(value),
+    "releases_as_read": lambda value: isinstance(value, bool),
     "restore_allowed": lambda value: isinstance(value, bool),
     "uid": _size,
 }
@@ -118,7 +121,14 @@ def _is_version(value: object) -> bool:
     return re.fullmatch(r"\d{1,4}\.\d{1,4}(\.\d{1,4})?", str(value)) is not None
 
 
-async def gather(criu: Criu, spool: Path | None, *, restore_allowed: bool, check_cpu: bool = True) -> NodeFacts:
+async def gather(
+    criu: Criu,
+    spool: Path | None = None,
+    *,
+    restore_allowed: bool = False,
+    releases_as_read: bool = False,
+    check_cpu: bool = True,
+) -> NodeFacts:
     """This node's facts. No CRIU is a fact, not an error; OSError if `spool` cannot be looked at."""
     version, reason = await _criu_version(criu)
     cpuinfo = await trio.Path("/proc/cpuinfo").read_text("utf-8", "replace")
@@ -133,6 +143,7 @@ async def gather(criu: Criu, spool: Path | None, *, restore_allowed: bool, check
         cpu_features=features if check_cpu else None,
         free_memory=await _free_memory(),
         free_spool=None if spool is None else await trio.to_thread.run_sync(_free_space, spool),
+        releases_as_read=releases_as_read,
         restore_allowed=restore_allowed,
         uid=os.geteuid(),
     )
@@ -178,8 +189,8 @@ def problems(source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need
     there.
     """
     found = [*_criu_problems(source, "source"), *_criu_problems(destination, "destination")]
-    found += _machine_problems(source, destination)
-    found += _space_problems(destination, need_bytes, need_restore)
+    found += machine_problems(source, destination)
+    found += _space_problems(destination, need_bytes)
     if need_restore and not destination.restore_allowed:
         found.append(
             "destination: its cache runs no restores for others: start imgcache with --allow-restore, "
@@ -196,7 +207,8 @@ def _criu_problems(node: NodeFacts, where: str) -> list[str]:
     return []
 
 
-def _machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
+def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
+    """Why a process of one machine cannot run on the other, whoever moves it."""
     if source.arch != destination.arch:
         return [f"destination: it is {destination.arch}, the source {source.arch}: choose a node of the same kind"]
     found = []
@@ -215,18 +227,20 @@ def _machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
     return found
 
 
-def _space_problems(destination: NodeFacts, need_bytes: int, need_restore: bool) -> list[str]:
-    """Images leave the cache's memory as the restore reads them, so image and process together need it once."""
-    room = destination.free_memory
-    if not need_restore:
-        room += destination.free_spool or 0
-    if need_bytes <= room:
-        return []
-    where = "memory" if need_restore or destination.free_spool is None else "memory and spool"
-    return [
-        f"destination: {_mib(room)} MiB of {where} are free and the process needs {_mib(need_bytes)}: "
-        "make room there, or choose another node"
-    ]
+def _space_problems(destination: NodeFacts, need_bytes: int) -> list[str]:
+    """The process needs memory there; so do its images until it runs, or spool, unless they go as they are read."""
+    if destination.free_memory < need_bytes:
+        return [
+            f"destination: {_mib(destination.free_memory)} MiB of memory are free and the process needs "
+            f"{_mib(need_bytes)}: make room there, or choose another node"
+        ]
+    for_images = destination.free_memory - need_bytes + (destination.free_spool or 0)
+    if for_images < need_bytes and not destination.releases_as_read:
+        return [
+            f"destination: beside the process, {_mib(for_images)} MiB of memory and spool are free and its images need "
+            f"{_mib(need_bytes)}: start imgcache there with --spool DIR or --release read"
+        ]
+    return []
 
 
 def _mib(size: int) -> int:

@@ -17,8 +17,9 @@ from imgnode import certs as certificates
 from imgnode import logs
 from imgnode.addresses import parse_address
 from imgnode.command_line import run_program
+from imgnode.criu import Criu
 from imgnode.nursery import flat_nursery
-from imgnode.preflight import check_images_dir
+from imgnode.preflight import check_images_dir, gather, machine_problems
 from imgproxy import cli_options as given
 from imgproxy.dialer import CannotConnect
 from imgproxy.display import choose
@@ -263,6 +264,7 @@ def hook() -> None:
 
 async def _run_capture(session: SourceSession) -> int:
     async with session.opened():
+        await _check_machines(session)
         _say_ready(session.config.directory)
         await session.capture()
         if session.handover.decision is Decision.COMMITTED:
@@ -271,6 +273,14 @@ async def _run_capture(session: SourceSession) -> int:
     for line in summarise(session).lines():
         print(line)
     return _end(session)
+
+
+async def _check_machines(session: SourceSession) -> None:
+    """What can be known before a person starts criu dump: whether the machines go together."""
+    here = await gather(Criu("criu"))
+    found = machine_problems(here, session.destination) if session.destination else []
+    if found:
+        raise UsageError("; ".join(found))
 
 
 def _say_ready(directory: Path) -> None:

@@ -53,8 +53,6 @@ class Compression:
         self._seen = self._sent = 0
         self._busy = 0.0
         self._next_look = WARM_UP
-        self.bytes_in = 0
-        self.bytes_out = 0
 
     @property
     def wanted(self) -> bool:

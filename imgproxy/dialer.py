@@ -112,6 +112,7 @@ class Link:
     def __init__(self, dialer: Dialer, channel: Channel, hello: Hello, view: CacheView, *, patience: float) -> None:
         self._dialer, self._channel, self._hello, self._view = dialer, channel, hello, view
         self._patience = patience
+        self.on_reconnect: Callable[[], None] = lambda: None
         self.keeps_trying: Callable[[], bool] = lambda: False  #: whether even patience must not end it (committed)
 
     async def run(self, *, task_status: "trio.TaskStatus[Welcome]") -> None:
@@ -131,6 +132,7 @@ class Link:
             except (CannotConnect, SessionRefused) as error:
                 self._view.lose(str(error))
                 return
+            self.on_reconnect()
             _log.info("the link is back", to=str(self._dialer.address))
 
     async def _greet(self, hello: Hello) -> tuple[LinkConnection, Transport, Welcome]:

@@ -76,7 +76,7 @@ _ENDED = (Decision.COMMITTED, Decision.ABORTED)
 async def _check(session: SourceSession, config: MigrateConfig) -> None:
     """Refuse with UsageError, all reasons named, what cannot work."""
     criu = Criu(config.criu)
-    here = await gather(criu, None, restore_allowed=False)
+    here = await gather(criu)
     there = session.destination
     if there is None:
         raise UsageError("the cache did not say what its node is")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import trio
 import xxhash
 
+from imgnode.metrics import Metrics
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import enlarge, read_some
 from imgproxy.compression import THREADS, Compression
@@ -44,7 +45,16 @@ class Packed:
 class ImageSender:
     """The images of one dump on their way out."""
 
-    def __init__(self, out: Outgoing, chain: Chain, compression: Compression, *, digest_pages: bool = False) -> None:
+    def __init__(
+        self,
+        out: Outgoing,
+        chain: Chain,
+        compression: Compression,
+        *,
+        digest_pages: bool = False,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._metrics = metrics or Metrics()
         self.images: dict[str, SentImage] = {}
         self.bytes_by_kind: Counter[str] = Counter()
         self._out, self._chain, self._compression = out, chain, compression
@@ -159,12 +169,13 @@ class ImageSender:
                 await self._out.send_bytes(image.number, image.size, chunk.raw)
             else:
                 await self._out.send_bytes(image.number, image.size, chunk.data, raw_length=len(chunk.raw))
-            self._compression.bytes_in += len(chunk.raw)
-            self._compression.bytes_out += len(chunk.data or chunk.raw)
+            self._metrics.zstd_bytes.labels("in").inc(len(chunk.raw))
+            self._metrics.zstd_bytes.labels("out").inc(len(chunk.data or chunk.raw))
             self._count(image, len(chunk.raw))
 
     def _count(self, image: SentImage, size: int) -> None:
         image.size += size
+        self._metrics.image_bytes.labels("out", image_kind(image.name)).inc(size)
         self.bytes_by_kind[image_kind(image.name)] += size
         if is_pages(image.name):
             self._compression.sent(size, self._out.bytes_sent, self._out.busy_time)

@@ -20,6 +20,8 @@ import trio
 from imgnode.channel import Channel
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
+from imgnode.metrics import Metrics
+from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
 from imgnode.preflight import NodeFacts
@@ -76,13 +78,17 @@ class SourceSession:
         self.view = CacheView()
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
         self.compression = Compression(config.compress)
-        self.sender = ImageSender(self.channel, chain, self.compression, digest_pages=config.digest_pages)
+        self.metrics = Metrics()
+        self.sender = ImageSender(
+            self.channel, chain, self.compression, digest_pages=config.digest_pages, metrics=self.metrics
+        )
         self.ingest = StreamIngest(self.sender, self.view.changes.notify)
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
         self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
         self.destination: NodeFacts | None = None
         self._link = Link(config.dialer, self.channel, self._hello(), self.view, patience=config.patience)
+        self._link.on_reconnect = self.metrics.reconnects.inc
         self._link.keeps_trying = lambda: self.handover.decision is Decision.COMMITTED
 
     @asynccontextmanager
@@ -95,6 +101,8 @@ class SourceSession:
                 self.destination = NodeFacts.from_dict(welcome.facts)
                 self._write_opened()
                 nursery.start_soon(self._deliver_commit)
+                if self.config.metrics:
+                    await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
                 try:
                     yield nursery
                 finally:

@@ -22,6 +22,7 @@ from imgnode.process import watch
 from imgnode.unix import close_all, receive_with_fds
 from imgwire.errors import RemoteProtocolError
 from imgwire.img_streamer import Direction, ImageRequested, ImgStreamer
+from imgwire.names import image_kind
 from imgwire.states import SessionState
 
 #: Most bytes fed between two looks at what else there is to do.
@@ -120,6 +121,7 @@ async def _feed(session: Session, image: StoredImage, pipe: int, release_as_read
                 await splice_file(extent.fd, extent.offset + start, size, pipe)
             if release_as_read:
                 session.store.arena.release(extent)
+        session.metrics.image_bytes.labels("out", image_kind(image.name)).inc(image.size)
     except BrokenPipeError:
         return
     finally:

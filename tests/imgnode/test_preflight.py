@@ -27,6 +27,7 @@ NODE = NodeFacts(
     cpu_features=("avx2", "sse2"),
     free_memory=1024 * MIB,
     free_spool=None,
+    releases_as_read=False,
     restore_allowed=True,
     uid=0,
 )
@@ -35,7 +36,7 @@ NODE = NodeFacts(
 @pytest.mark.t0
 def test_no_problems() -> None:
     more = replace(NODE, cpu_features=("avx2", "avx512f", "sse2"), kernel="6.18", cpu_vendor="GenuineIntel")
-    assert problems(NODE, more, 1024 * MIB) == []
+    assert problems(NODE, more, 512 * MIB) == []
 
 
 @pytest.mark.t0
@@ -49,6 +50,8 @@ def test_no_problems() -> None:
         ({"cpu_features": ("sse2",)}, 1, "destination: its CPU lacks avx2"),
         ({}, 1024 * MIB + 1, "destination: 1024 MiB of memory are free and the process needs 1025"),
         ({"free_spool": 2048 * MIB}, 1025 * MIB, "destination: 1024 MiB of memory are free"),
+        ({}, 512 * MIB + 1, "destination: beside the process, 512 MiB of memory and spool are free"),
+        ({"free_spool": 512 * MIB}, 769 * MIB, "destination: beside the process, 767 MiB of memory and spool are free"),
         ({"restore_allowed": False}, 1, "destination: its cache runs no restores for others"),
     ],
 )
@@ -74,11 +77,14 @@ def test_unchecked_cpu() -> None:
 
 
 @pytest.mark.t0
-def test_without_restore_the_spool_counts_and_permission_does_not() -> None:
-    other = replace(NODE, restore_allowed=False, free_spool=1024 * MIB)
-    assert problems(NODE, other, 2048 * MIB, need_restore=False) == []
-    (found,) = problems(NODE, other, 2048 * MIB + 1, need_restore=False)
-    assert "2048 MiB of memory and spool are free" in found
+def test_images_need_no_room_of_their_own_with_a_spool_or_when_they_go_as_they_are_read() -> None:
+    assert problems(NODE, replace(NODE, free_spool=1024 * MIB), 1024 * MIB) == []
+    assert problems(NODE, replace(NODE, releases_as_read=True), 1024 * MIB) == []
+
+
+@pytest.mark.t0
+def test_permission_to_restore_is_not_needed_by_those_who_restore_themselves() -> None:
+    assert problems(NODE, replace(NODE, restore_allowed=False), MIB, need_restore=False) == []
 
 
 @pytest.mark.t0
