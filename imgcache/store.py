@@ -87,6 +87,10 @@ class StoredImage:
         """The bytes of a range."""
         return b"".join(pread_all(part.fd, part.length, part.offset) for part in self.extents(offset, length))
 
+    def replace(self, extent: Extent) -> None:
+        """The sealed image has these bytes instead, of any size."""
+        self._extents, self._starts, self.size = [extent], [0], extent.length
+
     def patch(self, offset: int, data: bytes) -> None:
         """Overwrite a range."""
         view = memoryview(data)

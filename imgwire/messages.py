@@ -35,10 +35,14 @@ class Hello:
     wait_restored: bool = False  #: commit only after everything is restored
     need: int = 0  #: bytes that the images will take, about; 0 = not known
     facts: dict[str, Any] = field(default_factory=dict)  #: the source node
+    shard: int = 0  #: which part of a checkpoint this stream is, where its frames are spread over several
+    shards: int = 1  #: how many parts there are
 
     def __post_init__(self) -> None:
         _check_id(self.session)
         check_session_name(self.name)
+        if self.shard >= self.shards:
+            raise RemoteProtocolError(f"hello of shard {self.shard} where there are {self.shards}")
         if self.version < self.oldest:
             raise RemoteProtocolError(f"hello with version {self.version} below its oldest, {self.oldest}")
 

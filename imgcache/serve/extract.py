@@ -17,6 +17,9 @@ from imgcache.store import ImageStore
 from imgwire.errors import UsageError
 from imgwire.states import SessionState
 
+#: Nothing can be restored before it is there.
+LAST_IMAGE = "inventory.img"
+
 _READY = (SessionState.COMPLETE, SessionState.RESTORED, SessionState.COMMITTED)
 
 
@@ -32,6 +35,25 @@ async def extract(session: Session, directory: Path) -> int:
 async def write_images(store: ImageStore, directory: Path) -> None:
     """Write all images to `directory`, which must be missing or empty."""
     await trio.to_thread.run_sync(_write_all, store, directory)
+
+
+async def write_images_into(store: ImageStore, directory: Path) -> None:
+    """Write all images to `directory`, beside what else is there, over files of their names.
+
+    The last one is inventory.img, without which no restore begins.
+    """
+    await trio.to_thread.run_sync(_write_into, store, directory)
+
+
+def _write_into(store: ImageStore, directory: Path) -> None:
+    staging = Path(tempfile.mkdtemp(prefix=".extract-", dir=directory))
+    try:
+        for image in store:
+            _write_image(staging / image.name, list(image.extents()))
+        for image in sorted(store, key=lambda image: image.name == LAST_IMAGE):
+            (staging / image.name).replace(directory / image.name)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _write_all(store: ImageStore, directory: Path) -> None:

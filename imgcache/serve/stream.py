@@ -13,20 +13,14 @@ import structlog
 import trio
 
 from imgcache.leftovers import Leftovers
+from imgcache.serve.feed import Feed
 from imgcache.session import Attempt, Session
-from imgcache.store import StoredImage
 from imgnode.criu import last_error
 from imgnode.nursery import flat_nursery
-from imgnode.pipes import enlarge, splice_file
 from imgnode.process import watch
-from imgnode.unix import close_all, receive_with_fds
 from imgwire.errors import RemoteProtocolError
-from imgwire.img_streamer import Direction, ImageRequested, ImgStreamer
 from imgwire.names import image_kind
 from imgwire.states import SessionState
-
-#: Most bytes fed between two looks at what else there is to do.
-FEED_CHUNK = 1 << 20
 
 _log = structlog.get_logger()
 
@@ -53,47 +47,13 @@ async def serve_restore(
 
 async def _serve_images(sock: trio.socket.SocketType, session: Session, release_as_read: bool) -> None:
     with session.reading():
-        protocol = ImgStreamer(Direction.SERVE)
-        async with flat_nursery() as nursery:
-            while await _step(sock, session, protocol, nursery, release_as_read):
-                pass
-
-
-async def _step(
-    sock: trio.socket.SocketType,
-    session: Session,
-    protocol: ImgStreamer,
-    nursery: trio.Nursery,
-    release_as_read: bool,
-) -> bool:
-    """Receive once and do what it asks for; False at the end of the conversation."""
-    try:
-        data, fds = await receive_with_fds(sock, protocol.wanted)
-        if not data:
-            protocol.receive_eof()
-            return False
-        events = protocol.receive_data(data, len(fds))
-    except ConnectionResetError:
-        return False
-    except RemoteProtocolError:
-        close_all(fds)
-        raise
-    for event in events:
-        if isinstance(event, ImageRequested):
-            await _until_servable(sock, session)
-            exists = session.store.find(event.name) is not None
-            await _send(sock, protocol.answer(exists=exists))
-        else:
-            nursery.start_soon(_feed, session, session.store.named(event.name), fds[0], release_as_read)
-    return True
-
-
-async def _send(sock: trio.socket.SocketType, data: bytes) -> None:
-    """A few bytes into an empty socket: they go at once or CRIU is gone, which the next read tells."""
-    try:
-        await sock.send(data)
-    except (BrokenPipeError, ConnectionResetError):
-        return
+        await Feed(
+            sock,
+            session.store,
+            release_as_read=release_as_read,
+            until_servable=lambda: _until_servable(sock, session),
+            fed=lambda image: session.metrics.image_bytes.labels("out", image_kind(image.name)).inc(image.size),
+        ).run()
 
 
 async def _until_servable(sock: trio.socket.SocketType, session: Session) -> None:
@@ -109,24 +69,6 @@ async def _until_servable(sock: trio.socket.SocketType, session: Session) -> Non
         nursery.start_soon(hang_up)
         await session.changes.wait_until(lambda: session.servable)
         nursery.cancel_scope.cancel()
-
-
-async def _feed(session: Session, image: StoredImage, pipe: int, release_as_read: bool) -> None:
-    """Put the whole image into CRIU's pipe. CRIU may close it early: that is its right."""
-    try:
-        enlarge(pipe)
-        for extent in image.extents():
-            for start in range(0, extent.length, FEED_CHUNK):
-                size = min(FEED_CHUNK, extent.length - start)
-                await splice_file(extent.fd, extent.offset + start, size, pipe)
-            if release_as_read:
-                session.store.arena.release(extent)
-        session.metrics.image_bytes.labels("out", image_kind(image.name)).inc(image.size)
-    except BrokenPipeError:
-        return
-    finally:
-        trio.lowlevel.notify_closing(pipe)
-        close_all([pipe])
 
 
 @asynccontextmanager
