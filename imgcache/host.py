@@ -86,6 +86,8 @@ class Host:
                 await serve_restore(
                     sock, session, criu=peer.pid, hooked=hooked, release_as_read=self._config.release_as_read
                 )
+            except OSError as error:
+                _log.error("criu restore could not be served", session=session.name, error=str(error))
             finally:
                 self._registry.release(session)
 

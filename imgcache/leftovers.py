@@ -10,6 +10,7 @@ import os
 import re
 from pathlib import Path
 
+import structlog
 import trio
 
 from imgcache.session import Session
@@ -17,6 +18,8 @@ from imgnode import proc
 from imgnode.proc import PROC, ProcessId
 from transform.images.codec import decode, scan
 from transform.images.proto import memory_pb2, task_pb2
+
+_log = structlog.get_logger()
 
 _NAMESPACE_PID = re.compile(r"^NSpid:.*\t(\d+)$", re.MULTILINE)
 
@@ -58,7 +61,10 @@ class Leftovers:
             found += _trees([init] if init else [])
         found += _trees([pid for pid in proc.socket_holders(self._sockets) if pid != os.getpid()])
         proc.kill_tree(found)
-        proc.wait_dead(found, self.PATIENCE)
+        try:
+            proc.wait_dead(found, self.PATIENCE)
+        except TimeoutError as error:
+            _log.error("a task of a failed restore cannot be killed", error=str(error))
 
 
 def _trees(pids: list[int]) -> list[ProcessId]:

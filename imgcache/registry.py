@@ -4,6 +4,7 @@ Each session has a directory with a serve socket of its own; the cache's images 
 oldest session that nobody restores yet. So one migration after the other needs no names, and many at once have them.
 """
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,8 @@ from imgwire.states import SessionState
 
 #: Sessions at once; each holds about six descriptors and a megabyte of pipe.
 MAX_SESSIONS = 1000
+#: Seconds for which the journal of a session that runs is kept.
+REMEMBERED_FOR = 7 * 24 * 3600
 #: Sessions that are over and still shown by `imgcache status`.
 MAX_REMEMBERED = 100
 
@@ -90,6 +93,8 @@ class Registry:
                 _log.error(
                     "images of a session that may be committed were lost with the cache", session=journal.session
                 )
+            elif state == SessionState.RUNNING:
+                self._remember(journal)
             elif state in (SessionState.RECEIVING, SessionState.COMPLETE, SessionState.ABORTED):
                 journal.remove()  # what is not remembered was aborted
         return revived
@@ -126,6 +131,11 @@ class Registry:
         self._sessions[session.identity] = session
         self.changes.notify()
         return session
+
+    def _remember(self, journal: Journal) -> None:
+        """The source may still ask how it ended; after a week it will not."""
+        if time.time() - Path(journal.path).stat().st_mtime > REMEMBERED_FOR:
+            journal.remove()
 
     def _from_journal(self, journal: Journal, state: SessionState) -> Session:
         name = str(journal.fact("name"))

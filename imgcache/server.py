@@ -27,7 +27,8 @@ from imgnode.metrics import Metrics
 from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather
-from imgnode.tls import describe_tls_error
+from imgnode.tcp_peer import is_trusted
+from imgnode.tls import describe_tls_error, secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport
 from imgnode.unix import allowed, listening, peer_credentials
 from imgwire.errors import UsageError
@@ -166,19 +167,26 @@ class CacheServer:
         if sock.family == socket.AF_UNIX and not allowed(peer_credentials(sock)):
             _log.warning("a process of another user connected to the link", uid=peer_credentials(sock).uid)
             sock.close()
-        elif self._config.tls is None or sock.family == socket.AF_UNIX:
+        elif sock.family == socket.AF_UNIX:
             await links.serve(SocketTransport(sock))
+        elif self._config.tls is None:
+            await self._plain_connection(sock, links)
         else:
             await self._tls_connection(trio.SocketStream(sock), self._config.tls, links)
 
+    async def _plain_connection(self, sock: trio.socket.SocketType, links: LinkServer) -> None:
+        if is_trusted(sock):
+            await links.serve(SocketTransport(sock))
+            return
+        _log.warning("a local process of another user connected to the link", peer=str(sock.getpeername()))
+        sock.close()
+
     async def _tls_connection(self, stream: trio.SocketStream, context: ssl.SSLContext, links: LinkServer) -> None:
-        secured = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
         try:
             with trio.fail_after(GREETING_TIMEOUT):
-                await secured.do_handshake()
+                secured = await secure(stream, context)
         except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
             _log.warning("TLS with a source failed", error=describe_tls_error(error))
-            await trio.aclose_forcefully(secured)
             return
         await links.serve(StreamTransport(secured))
 

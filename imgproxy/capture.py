@@ -9,7 +9,7 @@ from imgnode.action_script_file import action_script
 from imgnode.control import serve_control
 from imgnode.nursery import flat_nursery
 from imgnode.unix import listening
-from imgproxy.handover import Decision, Handover
+from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.hook import SCRIPT, script_text
 from imgproxy.hook import SOCKET as CONTROL_SOCKET
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
@@ -34,6 +34,9 @@ class DumpCapture:
             try:
                 await self._ingest.accept(listener, self._is_announced)
                 await self._conclude()
+            except FAILURES as error:
+                self._handover.abort(str(error))
+                raise
             finally:
                 self._handover.abort("imgproxy was stopped")
             nursery.cancel_scope.cancel()

@@ -158,6 +158,7 @@ def migrate_command(
                 digest_pages=digest_pages,
                 patience=reconnect,
                 need=need,
+                temporary=True,
                 recover_options=tuple(tls.words()),
             )
             source = SourceSession(config, given.chain(map_path, tcp_listen_remap))

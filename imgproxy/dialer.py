@@ -10,7 +10,8 @@ import trio
 from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddress
 from imgnode.channel import Channel
 from imgnode.greeting import GREETING_TIMEOUT, SessionRefused, open_session, resolve_session
-from imgnode.tls import describe_tls_error
+from imgnode.tcp_peer import is_trusted
+from imgnode.tls import describe_tls_error, secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport, Transport
 from imgproxy.source import CacheView
 from imgwire.errors import RemoteProtocolError, UsageError
@@ -77,24 +78,18 @@ class Dialer:
         match self.address:
             case TcpAddress(host, port):
                 stream = await trio.open_tcp_stream(host, port)
-                if self.tls is None:
-                    return SocketTransport(stream.socket)
-                return await self._secured(stream, self.tls, host)
+                if self.tls is not None:
+                    return StreamTransport(await secure(stream, self.tls, host))
+                if not is_trusted(stream.socket):
+                    await stream.aclose()
+                    raise OSError("what listens there belongs to another user of this machine")
+                return SocketTransport(stream.socket)
             case UnixAddress(path):
                 return SocketTransport((await trio.open_unix_socket(path)).socket)
             case DescriptorAddress(reader, writer):
                 return DescriptorTransport(reader, writer)
             case _:
                 raise UsageError(f"{self.address}: is not something to connect to")
-
-    async def _secured(self, stream: trio.SocketStream, context: ssl.SSLContext, host: str) -> Transport:
-        secured = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
-        try:
-            await secured.do_handshake()
-        except BaseException:
-            await trio.aclose_forcefully(secured)
-            raise
-        return StreamTransport(secured)
 
     def _why(self, error: BaseException) -> str:
         if self.tls is not None and not isinstance(error, OSError | ssl.SSLError):

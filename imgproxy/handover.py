@@ -12,7 +12,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-import structlog
 import trio
 
 from imgnode import proc
@@ -30,7 +29,8 @@ from transform.errors import TransformError
 #: What makes a hand-over fail without anything being wrong in this program.
 FAILURES = (LinkLost, SessionAborted, RemoteProtocolError, TransformError, OSError)
 
-_log = structlog.get_logger()
+#: Seconds for which the action script of a dead tree stays, until the cache has heard of the commit.
+HOOK_GUARD = 60.0
 
 
 class WaitFor(StrEnum):
@@ -93,6 +93,7 @@ class Handover:
                 await self._post_dump(say, gone)
             case "killed":
                 self.commit()
+                await self._until_cache_knows()
                 await say({"ok": True})
             case other:
                 await say({"ok": False, "error": f"request {other!r} is not known to this imgproxy"})
@@ -172,6 +173,12 @@ class Handover:
                 self.abort(str(error))
             nursery.cancel_scope.cancel()
         return self.decision is Decision.WAITING
+
+    async def _until_cache_knows(self) -> None:
+        """While the hook waits it watches over us: if we die now, it starts a recovery in our place."""
+        known = (SessionState.COMMITTED, SessionState.RUNNING)
+        with trio.move_on_after(HOOK_GUARD):
+            await self._view.changes.wait_until(lambda: self._view.state in known)
 
     def _too_slow(self) -> str:
         wanted = "hold all images" if self._view.state is SessionState.RECEIVING else "restore the process"

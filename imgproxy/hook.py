@@ -58,7 +58,7 @@ def _hand_over(action: Action) -> int:
         return _refuse("the proxy went away")
     answer = watch.answer(client)
     if answer is None:
-        return _proxy_is_gone(session)
+        return _refuse("criu died") if watch.died_within(0) else _proxy_is_gone(session)
     if answer["decision"] == "done":
         return 0
     if answer["decision"] != "kill":

@@ -4,6 +4,7 @@ For each session in the journal: decide by the journal and by which tasks live h
 as often as it takes. Sessions that another imgproxy is still working on are left alone.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,7 +51,7 @@ async def recover(journal: Journal, dialer: Dialer, patience: float) -> Recovere
     """Finish one session. Tries for `patience` seconds to reach the cache."""
     name = str(journal.fact("name"))
     committed = await trio.to_thread.run_sync(outcome, journal)
-    _clear(Path(str(journal.fact("directory"))))
+    _clear(Path(str(journal.fact("directory"))), temporary=bool(journal.fact("temporary")))
     resolve = Resolve(journal.session, committed, str(journal.fact("reason") or "recovered by the source"))
     give_up_at, pause = trio.current_time() + patience, FIRST_PAUSE
     while True:
@@ -84,7 +85,9 @@ def _in_work(journal: Journal) -> bool:
     return True
 
 
-def _clear(directory: Path) -> None:
-    """Remove what a killed proxy left in its images directory."""
+def _clear(directory: Path, *, temporary: bool) -> None:
+    """Remove what a killed proxy left in its images directory; all of one that was its own."""
+    if temporary:
+        shutil.rmtree(directory, ignore_errors=True)
     for name in (SOCKET, CAPTURE_SOCKET, SCRIPT):
         (directory / name).unlink(missing_ok=True)

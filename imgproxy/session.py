@@ -59,6 +59,7 @@ class SourceConfig:
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
     metrics: str | None = None
+    temporary: bool = False  #: the images directory is ours alone
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again
 
 
@@ -196,6 +197,7 @@ class SourceSession:
             to=str(self.config.dialer.address),
             directory=os.fspath(self.config.directory),
             options=list(self.config.recover_options),
+            temporary=self.config.temporary,
         )
 
     def _hello(self) -> messages.Hello:
