@@ -16,6 +16,7 @@ NOBODY = 65534
 
 CONNECT = """
 import os, socket, sys
+"".encode("idna")  # loaded while it can be: connect needs it, and that user may not read our Python
 os.setuid(int(sys.argv[2]))
 sock = socket.create_connection((sys.argv[3], int(sys.argv[1])))
 sock.recv(1)
