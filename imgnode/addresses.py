@@ -1,10 +1,14 @@
 """Where the link goes: `HOST:PORT`, `unix:PATH`, `fd:IN,OUT`, `file:PATH`, as given on the command line."""
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from imgwire.errors import UsageError
+
+#: A port or a descriptor.
+_NUMBER = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -75,14 +79,14 @@ def parse_address(text: str) -> Address:
 def _tcp(text: str) -> TcpAddress:
     host, _, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdigit() or not 0 <= int(port) <= 65535:
+    if not host or not _NUMBER.fullmatch(port) or int(port) > 65535:
         raise UsageError(f"address {text!r}: write HOST:PORT, unix:PATH, fd:IN,OUT or file:PATH")
     return TcpAddress(host, int(port))
 
 
 def _descriptors(text: str, rest: str) -> DescriptorAddress:
     numbers = rest.split(",")
-    if not all(number.isdigit() for number in numbers) or len(numbers) not in (1, 2):
+    if not all(_NUMBER.fullmatch(number) for number in numbers) or len(numbers) not in (1, 2):
         raise UsageError(
             f"address {text!r}: write fd:IN,OUT with the numbers of two open descriptors, or one of a socket"
         )

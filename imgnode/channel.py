@@ -101,8 +101,8 @@ class Channel:
         self.splices = splices  #: whether every connection will, so that `send_pipe` may be used
         self._sequencer: Sequencer[Kept] = Sequencer(window)
         self._pacer = pacer or Pacer(None)
-        self._retention = Retention()
         self._scratch = Pipe()
+        self._retention = Retention(self._scratch.size)
         self._transport: Transport | None = None
         self._broken = trio.Event()
         self._send_lock = trio.Lock()
@@ -230,7 +230,6 @@ class Channel:
             raise LocalProtocolError("no connection to send on")
         started = trio.current_time()
         try:
-            await self._pacer.pay(HEADER_SIZE + header.length)
             await self._put(transport, header, payload)
             whole = True
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -243,16 +242,27 @@ class Channel:
 
     async def _put(self, transport: Transport, header: Header, payload: Kept) -> None:
         raw = header.encode()
+        await self._pacer.pay(len(raw))
         if isinstance(payload, KeptPipe):
             self._retention.sink.discard(self._scratch.reader, pending(self._scratch.reader))
             self._retention.copy_into(payload, self._scratch)
             await transport.send_all(raw, more=True)
-            await transport.send_pipe(self._scratch.reader, payload.size)
-        elif len(payload) <= MAX_DATA // 16:
+            for _, size in self._parts(payload.size):
+                await self._pacer.pay(size)
+                await transport.send_pipe(self._scratch.reader, size)
+        elif len(payload) <= MAX_DATA // 16 and not self._pacer.limits:
             await transport.send_all(raw + payload)
         else:
-            await transport.send_all(raw, more=True)
-            await transport.send_all(payload)
+            await transport.send_all(raw, more=bool(payload))
+            for start, size in self._parts(len(payload)):
+                await self._pacer.pay(size)
+                await transport.send_all(memoryview(payload)[start : start + size])
+
+    def _parts(self, size: int) -> Iterator[tuple[int, int]]:
+        """Start and size of what goes out at once: parts come often, for a slow rate must not look like silence."""
+        step = self._pacer.largest_chunk(size)
+        for start in range(0, size, max(step, 1)):
+            yield start, min(step, size - start)
 
     async def _resend(self, transport: Transport, peer_received: int) -> None:
         async with self._send_lock:

@@ -26,7 +26,12 @@ class SessionRefused(Exception):
 async def open_session(transport: Transport, hello: Hello) -> tuple[LinkConnection, Welcome]:
     """Introduce the proxy; return the connection, open, and the cache's answer. SessionRefused, RemoteProtocolError."""
     connection = LinkConnection(Role.PROXY)
-    return connection, await _ask(transport, connection, hello, Welcome)
+    welcome = await _ask(transport, connection, hello, Welcome)
+    if not hello.oldest <= welcome.version <= hello.version:
+        raise RemoteProtocolError(
+            f"the cache speaks link version {welcome.version} where {hello.oldest} to {hello.version} were offered"
+        )
+    return connection, welcome
 
 
 async def resolve_session(transport: Transport, resolve: Resolve) -> str:

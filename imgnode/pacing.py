@@ -19,6 +19,11 @@ class Pacer:
         self._rate = rate
         self._free_at = 0.0  # the time at which everything let through so far has been paid for
 
+    @property
+    def limits(self) -> bool:
+        """Whether there is a limit at all."""
+        return self._rate is not None
+
     def largest_chunk(self, size: int) -> int:
         """`size`, cut so that one chunk takes about one burst."""
         return size if self._rate is None else min(size, max(MIN_CHUNK, int(self._rate * BURST)))

@@ -27,11 +27,11 @@ _libc.tee.restype = ctypes.c_ssize_t
 
 
 class Pipe:
-    """A pipe that we own, as large as we may have it. `size` is its capacity in bytes."""
+    """A pipe that we own, as large as we may have it, at most `limit`. `size` is its capacity in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = PIPE_SIZE) -> None:
         self.reader, self.writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        self.size = enlarge(self.writer)
+        self.size = enlarge(self.writer, limit)
 
     def close_writer(self) -> None:
         """Nothing more comes: the reader finds the end of file."""
@@ -49,10 +49,10 @@ class Pipe:
                 os.close(fd)
 
 
-def enlarge(fd: int) -> int:
-    """Make the pipe behind `fd` as large as allowed, at most PIPE_SIZE; return its size."""
+def enlarge(fd: int, limit: int = PIPE_SIZE) -> int:
+    """Make the pipe behind `fd` as large as allowed, at most `limit`; return its size."""
     try:
-        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
+        return fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, limit)
     except PermissionError:  # the user's pipe pages are used up: slower, not wrong
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ)
 

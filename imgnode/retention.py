@@ -8,7 +8,7 @@ Everything else is kept as the bytes that were sent.
 import os
 from dataclasses import dataclass
 
-from imgnode.pipes import Pipe, Sink, pending, tee
+from imgnode.pipes import PIPE_SIZE, Pipe, Sink, pending, tee
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,14 @@ Kept = bytes | KeptPipe
 
 
 class Retention:
-    """A pool of pipes that hold payload under way. At most as many as frames may be in flight."""
+    """A pool of pipes that hold payload under way. At most as many as frames may be in flight.
 
-    def __init__(self) -> None:
+    None is larger than `limit`, the size of the pipe that they are copied into: a user's pipes shrink when there are
+    too many of them, and what is held must fit whole, page by page.
+    """
+
+    def __init__(self, limit: int = PIPE_SIZE) -> None:
+        self._limit = limit
         self._free: list[Pipe] = []
         self._used: set[Pipe] = set()
         self.sink = Sink()
@@ -33,7 +38,7 @@ class Retention:
     def hold(self, fd: int, size: int) -> KeptPipe:
         """Take up to `size` bytes out of pipe `fd` and keep them; 0 at its end, BlockingIOError if it is empty."""
         if not self._free:
-            self._free.append(Pipe())
+            self._free.append(Pipe(self._limit))
         pipe = self._free[-1]
         kept = KeptPipe(pipe, os.splice(fd, pipe.writer, size, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE))
         self._used.add(self._free.pop())

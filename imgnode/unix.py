@@ -8,8 +8,8 @@ import array
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from imgwire.errors import UsageError
 _UCRED = struct.Struct("3i")
 #: Descriptors are taken off a message only in this number; more are a protocol error, but must be closed by us.
 _MAX_FDS = 16
+#: Longest path of a socket: sun_path has 108 bytes, the last of them NUL.
+_MAX_PATH = 107
 
 
 @dataclass(frozen=True)
@@ -39,11 +41,11 @@ def peer_credentials(sock: trio.socket.SocketType) -> PeerCredentials:
 @asynccontextmanager
 async def listening(path: Path, *, backlog: int = 16) -> AsyncIterator[trio.socket.SocketType]:
     """A listening socket at `path`, removed at the end. UsageError if another program listens there."""
+    if len(os.fsencode(path)) > _MAX_PATH:
+        raise UsageError(f"{path}: a socket's path has at most {_MAX_PATH} bytes; use a shorter directory or name")
     _remove_stale(path)
-    sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = trio.socket.from_stdlib_socket(_bound(path))
     with sock:
-        with _private_umask():
-            await sock.bind(os.fspath(path))
         sock.listen(backlog)
         identity = path.lstat().st_ino
         try:
@@ -111,10 +113,15 @@ def _remove_own(path: Path, inode: int) -> None:
         return
 
 
-@contextmanager
-def _private_umask() -> Iterator[None]:
+def _bound(path: Path) -> socket.socket:
+    """A socket bound to `path`, mode 0600. No checkpoint: the umask is that of the whole process."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
     try:
-        yield
+        sock.bind(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
     finally:
         os.umask(before)
+    return sock

@@ -77,13 +77,13 @@ class StreamIngest:
                     return
                 try:
                     events = protocol.receive_data(data, len(fds))
+                    for event in events:
+                        if isinstance(event, PipePassed):
+                            self._begin(event.name)
+                            nursery.start_soon(self._image, event.name, fds[0])
                 except RemoteProtocolError:
                     close_all(fds)
                     raise
-                for event in events:
-                    if isinstance(event, PipePassed):
-                        self._begin(event.name)
-                        nursery.start_soon(self._image, event.name, fds[0])
 
     def _begin(self, name: str) -> None:
         if self.started_at is None:
