@@ -63,20 +63,31 @@ class Archive:
 
     async def load(self, session: Session) -> None:
         """Fill `session` and commit it: a parked process has no other copy that could run."""
-        complete = False
-        while not complete:
-            for event in await self._events():
-                match event:
-                    case DataStarted(header):
-                        await self._data(session, header)
-                    case MessageReceived(_, message):
-                        session.on_message(message)
-                        complete = isinstance(message, ImagesComplete)
-                    case ByeReceived():
-                        raise UsageError(f"archive {self.path}: ends before its images are complete")
+        try:
+            while not await self._load_some(session):
+                pass
+        except (RemoteProtocolError, trio.BrokenResourceError) as error:
+            raise self._damaged(error) from error
         if session.over:
             raise UsageError(f"archive {self.path}: {session.reason}")
         session.commit()
+
+    async def _load_some(self, session: Session) -> bool:
+        """Take what comes next; whether that was the end of the images."""
+        for event in await self._events():
+            match event:
+                case DataStarted(header):
+                    await self._data(session, header)
+                case MessageReceived(_, message):
+                    session.on_message(message)
+                    if isinstance(message, ImagesComplete):
+                        return True
+                case ByeReceived():
+                    raise UsageError(f"archive {self.path}: ends before its images are complete")
+        return False
+
+    def _damaged(self, error: Exception) -> UsageError:
+        return UsageError(f"archive {self.path}: damaged or cut at byte {self._transport.offset}: {error}")
 
     def close(self) -> None:
         """Close the file."""
@@ -92,8 +103,7 @@ class Archive:
                 if events := self._connection.receive_data(data):
                     return list(events)
         except RemoteProtocolError as error:
-            at = self._transport.offset
-            raise UsageError(f"archive {self.path}: damaged or cut at byte {at}: {error}") from error
+            raise self._damaged(error) from error
 
     async def _data(self, session: Session, header: Header) -> None:
         payload = Payload(self._transport, self._connection, header)

@@ -112,6 +112,15 @@ class Arena:
         disk.end = offset + size
         return Extent(disk.fd, offset, size)
 
+    def unreserve(self, extent: Extent) -> None:
+        """What was to go there did not come whole: if nothing follows, the space can be reserved again."""
+        backing = self._disk if self._disk and extent.fd == self._disk.fd else self._memory
+        if extent.offset + extent.length == backing.end:
+            backing.end = extent.offset
+            if backing is self._memory:
+                self._taken -= extent.length
+                self._budget.give_back(extent.length)
+
     async def fill_from_pipe(self, target: Extent, done: int, size: int, pipe: Pipe | None = None) -> None:
         """Move `size` bytes from `pipe` (default: our own) to `target`, `done` bytes after its start."""
         reader = (pipe or self._pipe).reader
@@ -122,7 +131,9 @@ class Arena:
         await self._write(target, lambda: pwrite_all(target.fd, data, target.offset + done))
 
     def release(self, extent: Extent) -> None:
-        """Give the memory of these bytes back; they cannot be read any more. Whole pages only."""
+        """Give the memory of these bytes back; they cannot be read any more. Whole pages only, and only our own."""
+        if extent.fd not in (self._memory.fd, self._disk.fd if self._disk else -1):
+            return  # of an archive: it stays as it is
         start = -(-extent.offset // _PAGE) * _PAGE
         end = (extent.offset + extent.length) // _PAGE * _PAGE
         if end > start:

@@ -28,6 +28,7 @@ class StoredImage:
         self.name = name
         self.size = 0
         self.sealed = False
+        self.released = False  #: some of its memory was given back: it cannot be read again
         self._extents: list[Extent] = []
         self._starts: list[int] = []
         self._digest = xxhash.xxh3_128() if digest else None
@@ -167,13 +168,18 @@ class ImageStore:
         """Take a DATA frame's payload. What was taken of it counts only when it is whole."""
         header = payload.header
         image = self._writable(header)
-        target = self.arena.reserve(header.raw_length, image.last_extent)
-        if header.compressed:
-            await self._receive_zstd(payload, image, target)
-        elif payload.splices and not image.digested:
-            await self._receive_spliced(payload, target)
-        else:
-            await self._receive_bytes(payload, image, target)
+        target, whole = self.arena.reserve(header.raw_length, image.last_extent), False
+        try:
+            if header.compressed:
+                await self._receive_zstd(payload, image, target)
+            elif payload.splices and not image.digested:
+                await self._receive_spliced(payload, target)
+            else:
+                await self._receive_bytes(payload, image, target)
+            whole = True
+        finally:
+            if not whole:
+                self.arena.unreserve(target)
         image.add(target)
 
     def adopt(self, header: Header, extent: Extent) -> None:

@@ -58,10 +58,16 @@ class Feed:
         for event in events:
             if isinstance(event, ImageRequested):
                 await self._until_servable()
-                await self._send(self._protocol.answer(exists=self._store.find(event.name) is not None))
+                await self._send(self._protocol.answer(exists=self._exists(event.name)))
             else:
                 nursery.start_soon(self._feed, self._store.named(event.name), fds[0])
         return True
+
+    def _exists(self, name: str) -> bool:
+        image = self._store.find(name)
+        if image is not None and image.released:
+            raise RemoteProtocolError(f"{name}: its memory was given back as it was read; it cannot be served again")
+        return image is not None
 
     async def _send(self, data: bytes) -> None:
         """A few bytes into an empty socket: they go at once or CRIU is gone, which the next read tells."""
@@ -79,6 +85,7 @@ class Feed:
                     size = min(FEED_CHUNK, extent.length - start)
                     await splice_file(extent.fd, extent.offset + start, size, pipe)
                 if self._release_as_read:
+                    image.released = True
                     self._store.arena.release(extent)
             self._fed(image)
         except BrokenPipeError:

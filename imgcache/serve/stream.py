@@ -37,8 +37,9 @@ async def serve_restore(
             sock.close()
             if criu:
                 await session.changes.wait_until(lambda: session.state is SessionState.RUNNING)
-    except RemoteProtocolError as error:
-        _log.warning("criu restore is not understood", session=session.name, error=str(error))
+    except* (RemoteProtocolError, OSError) as errors:  # what one CRIU did wrong is no other session's business
+        for error in errors.exceptions:
+            _log.warning("criu restore is not served any further", session=session.name, error=str(error))
     finally:
         sock.close()
         with trio.CancelScope(shield=True):
@@ -57,7 +58,10 @@ async def _serve_images(sock: trio.socket.SocketType, session: Session, release_
 
 
 async def _until_servable(sock: trio.socket.SocketType, session: Session) -> None:
-    """Wait until the images may be read. Returns also when CRIU hangs up, which the next read tells."""
+    """Wait until the images may be read. Returns also when CRIU hangs up, which the next read tells.
+
+    RemoteProtocolError if it says something meanwhile: it must get nothing before its time.
+    """
     async with flat_nursery() as nursery:
         if session.servable:
             return
@@ -69,6 +73,15 @@ async def _until_servable(sock: trio.socket.SocketType, session: Session) -> Non
         nursery.start_soon(hang_up)
         await session.changes.wait_until(lambda: session.servable)
         nursery.cancel_scope.cancel()
+    if not session.servable and await _said_more(sock):
+        raise RemoteProtocolError("criu restore went on without an answer")
+
+
+async def _said_more(sock: trio.socket.SocketType) -> bool:
+    try:
+        return bool(await sock.recv(1))
+    except ConnectionResetError:
+        return False
 
 
 @asynccontextmanager
