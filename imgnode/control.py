@@ -64,4 +64,7 @@ async def _line(sock: trio.socket.SocketType) -> Request | None:
         buffer += data
         if len(buffer) > MAX_LINE:
             raise ValueError("a line that does not end")
-    return parse_line(buffer)
+    try:
+        return parse_line(buffer)
+    except RecursionError as error:
+        raise ValueError("a request that is nested too deep") from error

@@ -33,8 +33,9 @@ class Journal:
         """Append a record; it is on disk when this returns. OSError with the path if that fails."""
         line = json.dumps({"state": state, **facts}, separators=(",", ":")) + "\n"
         new = not os.path.exists(self.path)
-        fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
+            _end_cut_line(fd)
             os.write(fd, line.encode())
             os.fsync(fd)
         finally:
@@ -49,7 +50,7 @@ class Journal:
                 lines = file.readlines()
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [record for line in lines if line.endswith("\n") and (record := _record(line)) is not None]
 
     @property
     def state(self) -> str | None:
@@ -74,6 +75,21 @@ def journals(directory: str) -> Iterator[Journal]:
     for name in sorted(os.listdir(directory)):
         if name.endswith(_SUFFIX):
             yield Journal(directory, name.removesuffix(_SUFFIX))
+
+
+def _record(line: str) -> "dict[str, Any] | None":
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:  # cut by a crash
+        return None
+    return record
+
+
+def _end_cut_line(fd: int) -> None:
+    """If a crash has cut the last line, the next one must not continue it."""
+    size = os.fstat(fd).st_size
+    if size and os.pread(fd, 1, size - 1) != b"\n":
+        os.write(fd, b"\n")
 
 
 def _sync_directory(directory: str) -> None:
