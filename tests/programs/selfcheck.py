@@ -3,6 +3,9 @@
 A SelfCheck follows the process through its migration by the report file, not by the process that was started: after a
 dump and a restore the same object answers for the restored one. It polls that file, because the process under test must
 have no channel to its observer that CRIU would have to migrate. Deadlines are in seconds and fail the test.
+
+The process may be in any pid namespace below the test's, and in another one after its migration: the report has its
+pids there, and `/proc` tells which processes here these are.
 """
 
 import errno
@@ -57,6 +60,7 @@ class SelfCheck:
         self.report_path = directory / "report"
         self.history_path = directory / "history"
         self.program = programs.memcheck
+        self._seen: set[int] = set()
         self.procs = procs
         files = [f"--report={self.report_path}", f"--history={self.history_path}", f"--procs={procs}"]
         self.reaper = subprocess.Popen(
@@ -82,22 +86,26 @@ class SelfCheck:
         return Report(state=fields["state"], **numbers)
 
     def pids(self) -> list[int]:
-        """The pids of the whole tree that run now, root first."""
-        return [pid for pid in self._reported_pids() if self._is_ours(pid)]
+        """The pids, in the test's namespace, of the whole tree that runs now, root first."""
+        running = self._running()
+        return sorted(running, key=lambda pid: (running[pid] != self.pid, pid))
 
-    def _reported_pids(self) -> list[int]:
-        try:
-            lines = self.report_path.read_text(encoding="ascii", errors="replace")
-        except FileNotFoundError:
-            return [self.pid]
-        return list(dict.fromkeys([self.pid, *map(int, re.findall(r"\bpid=(\d+)", lines))]))
+    def _running(self) -> dict[int, int]:
+        """Living memchecks with our report: pid here, pid in their own namespace."""
+        running = {}
+        for process in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                ours = str(self.report_path).encode() in (process / "cmdline").read_bytes()
+                if ours and _comm(int(process.name)) == self.program.name:
+                    running[int(process.name)] = _innermost_pid(process)
+        self._seen |= set(running)
+        return running
 
-    def _is_ours(self, pid: int) -> bool:
-        """True for a living memcheck with our report: pids are used again."""
-        try:
-            return str(self.report_path).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            return False
+    def _signal(self, inner: int, number: int) -> None:
+        """Signal the process of the tree that has this pid in its own namespace."""
+        for pid, known_as in self._running().items():
+            if known_as == inner:
+                os.kill(pid, number)
 
     def alive(self) -> bool:
         """True while every process of the tree exists; a frozen one does too."""
@@ -122,6 +130,7 @@ class SelfCheck:
     async def wait_ready(self, *, deadline: float = 60) -> None:
         """Wait until all memory is filled and every process counts."""
         await self._until("to fill its memory", lambda now: all(report.state == "run" for report in now), deadline)
+        self._running()
 
     async def wait_progress(self, steps: int = 10, *, deadline: float = 30) -> None:
         """Wait until every process's counter has risen by `steps` (about 2 ms each): they run."""
@@ -137,7 +146,7 @@ class SelfCheck:
         start = await self._now()
         assert self.alive(), f"memcheck {self.pid}: not all of its {self.procs} processes run: {self.pids()}"
         for report in start:
-            os.kill(report.pid, signal.SIGUSR1)
+            self._signal(report.pid, signal.SIGUSR1)
         await self._until(
             "to verify all memory",
             lambda now: all(new.demanded > old.demanded for old, new in zip(start, now, strict=True)),
@@ -148,14 +157,14 @@ class SelfCheck:
         """Wait until no process of the tree is left (a successful dump has killed it), zombies included."""
         with trio.move_on_after(deadline):
             while True:
-                if not any(Path(f"/proc/{pid}").exists() for pid in self._reported_pids()):
+                if not any(_comm(pid) == self.program.name for pid in self._seen):
                     return
                 await trio.sleep(POLL_SECONDS)
         raise AssertionError(f"memcheck {self.pid}: still there after {deadline} s: {self.pids()}")
 
     async def finish(self, *, deadline: float = 60) -> None:
         """End the tree by SIGTERM, and require its farewell: all memory verified once more, every child ended well."""
-        os.kill(self.pid, signal.SIGTERM)
+        self._signal(self.pid, signal.SIGTERM)
         await self._until("to say bye", lambda now: all(report.state == "bye" for report in now), deadline)
         await self.wait_gone(deadline=deadline)
 
@@ -183,12 +192,25 @@ class SelfCheck:
 
     def kill(self) -> None:
         """SIGKILL whatever is left of the tree, original or restored, and return when it is gone."""
-        for pid in self._reported_pids():
-            if self._is_ours(pid):
-                kill_and_wait(pid)
+        for pid in self.pids():
+            kill_and_wait(pid)
         assert self.reaper.stdin is not None
         self.reaper.stdin.close()
         assert self.reaper.wait(timeout=DEATH_MILLISECONDS / 1000) == 0, "the reaper of memcheck failed"
+
+
+def _innermost_pid(process: Path) -> int:
+    """The pid that a process knows itself by."""
+    lines = (process / "status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("NSpid:")).split()[-1])
+
+
+def _comm(pid: int) -> str:
+    """The name of a process, also of a zombie; "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def kill_and_wait(pid: int) -> None:
