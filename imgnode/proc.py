@@ -21,6 +21,10 @@ _STATE, _THREADS, _START = 0, 17, 19
 """Indices of fields 3, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
 
 
+_TRACED_DEATH = 5
+"""Milliseconds between two looks at dying threads: a pidfd is silent while a tracer holds on to dead ones."""
+
+
 class ProcessId(namedtuple("ProcessId", ("pid", "start_time", "boot_id"))):
     """One process and no other, for as long as the machine's memory of it lasts: survives reuse of its pid.
 
@@ -52,14 +56,19 @@ def boot_id() -> str:
 
 
 def is_alive(process: ProcessId) -> bool:
-    """Whether that very process can still run. A zombie cannot, unless threads outlive its first one."""
+    """Whether that very process can still run. A zombie cannot, unless threads outlive its first one.
+
+    Dead threads that are traced stay until the tracer takes note; a frozen tree's is CRIU, which waits for us.
+    """
     try:
         fields = _stat(process.pid)
     except ProcessLookupError:
         return False
     if int(fields[_START]) != process.start_time or boot_id() != process.boot_id:
         return False
-    return fields[_STATE] not in "ZX" or int(fields[_THREADS]) > 1
+    if fields[_STATE] not in "ZX":
+        return True
+    return int(fields[_THREADS]) > 1 and bool(_thread_states(process.pid) - set("ZX"))
 
 
 def tree(pid: int) -> list[ProcessId]:
@@ -137,8 +146,10 @@ def wait_dead(processes: Iterable[ProcessId], seconds: float) -> None:
         try:
             poll = select.poll()
             poll.register(fd, select.POLLIN)
-            if not poll.poll(max(0.0, end - time.monotonic()) * 1000):
-                raise TimeoutError(f"process {process.pid} still lives after {seconds} s")
+            while is_alive(process):
+                if time.monotonic() > end:
+                    raise TimeoutError(f"process {process.pid} still lives after {seconds} s")
+                poll.poll(_TRACED_DEATH)
         finally:
             os.close(fd)
 
@@ -182,14 +193,28 @@ def _socket_inodes(pid: int) -> set[int]:
     return found
 
 
+def _thread_states(pid: int) -> set[str]:
+    """The states of its threads, as in proc_pid_stat(5); empty if it is gone."""
+    found = set()
+    for thread in _threads(pid):
+        try:
+            found.add(_read(pid, f"task/{thread}/stat").rpartition(")")[2].split()[_STATE])
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"{PROC}/{pid}/task")
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
 def _children(pid: int) -> list[int]:
     """Children of all its threads; empty if it is gone."""
     found: list[int] = []
-    try:
-        threads = os.listdir(f"{PROC}/{pid}/task")
-    except (FileNotFoundError, ProcessLookupError):
-        return found
-    for thread in threads:
+    for thread in _threads(pid):
         try:
             found += [int(child) for child in _read(pid, f"task/{thread}/children").split()]
         except ProcessLookupError:
