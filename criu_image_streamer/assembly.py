@@ -90,8 +90,12 @@ class Assembly:
                 raise RemoteProtocolError(f"{image.opened.name}: its end is missing")
             size += image.ended.size
         totals = self._totals
-        if totals is None or (totals.images, totals.size) != (len(self._images), size):
-            raise RemoteProtocolError(f"{totals} was captured; {len(self._images)} images of {size} bytes are here")
+        assert totals is not None, "every shard ends with them"
+        if (totals.images, totals.size) != (len(self._images), size):
+            raise RemoteProtocolError(
+                f"{totals.images} images of {totals.size} bytes were captured, "
+                f"{len(self._images)} of {size} bytes are here"
+            )
         missing = set(self._external) - {image.opened.name for image in self._images.values()}
         if missing:
             raise RemoteProtocolError(f"external file {min(missing)}: is not in this checkpoint")

@@ -47,7 +47,7 @@ async def take_external(sender: ImageSender, file: str, fd: int) -> None:
 async def _relay(fd: int, pipe: Pipe) -> None:
     """Put a file or a socket into a pipe, in a thread that blocks."""
     os.set_blocking(pipe.writer, True)
-    await trio.to_thread.run_sync(_splice_until_end, fd, pipe.writer, abandon_on_cancel=True)
+    await trio.to_thread.run_sync(_copy_until_end, fd, pipe.writer, abandon_on_cancel=True)
     pipe.close_writer()
 
 
@@ -58,9 +58,9 @@ def _stat(file: str, fd: int) -> os.stat_result:
         raise UsageError(f"external file {file}: {name(fd)}: {error.strerror}; open it before") from error
 
 
-def _splice_until_end(source: int, target: int) -> None:
-    while os.splice(source, target, PIPE_SIZE):
-        pass
+def _copy_until_end(source: int, target: int) -> None:
+    while data := os.read(source, PIPE_SIZE):
+        write_blocking(target, data)
 
 
 class ExternalOutput:

@@ -36,6 +36,7 @@ class ShardReader:
         self._seq = self._size = 0
         self._began = trio.current_time()
         self._seconds = 0.0
+        self._told_totals = False
         self.hello: Hello | None = None
 
     @property
@@ -58,6 +59,7 @@ class ShardReader:
             while True:
                 event = await self._event()
                 if isinstance(event, ByeReceived):
+                    self._require_totals()
                     break
                 await self._handle(event, assembly)
         self._seconds = trio.current_time() - self._began
@@ -77,6 +79,7 @@ class ShardReader:
                 assembly.end(message)
             case MessageReceived(seq, ImagesComplete() as message):
                 self._expect(seq)
+                self._told_totals = True
                 assembly.complete(message)
             case _:
                 raise RemoteProtocolError(f"{type(event).__name__} does not belong into a shard")
@@ -95,6 +98,10 @@ class ShardReader:
         self._seq += 1
         if seq != self._seq:
             raise RemoteProtocolError(f"frame {seq} comes where {self._seq} is due")
+
+    def _require_totals(self) -> None:
+        if not self._told_totals:
+            raise RemoteProtocolError("ends without the totals of its checkpoint")
 
     @contextmanager
     def _named(self) -> Iterator[None]:
