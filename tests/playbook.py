@@ -235,3 +235,44 @@ async def put_image(session: Session, name: str, data: bytes) -> None:
 def complete(session: Session) -> None:
     """Every image is there."""
     session.on_message(messages.ImagesComplete(len(session.store), session.store.size))
+
+
+# ---- the proxy's side ----
+
+
+class MemoryOutgoing:
+    """Takes what a sender sends and keeps it; without splice, so that all bytes are seen."""
+
+    splices = False
+
+    def __init__(self) -> None:
+        self.bytes_sent = 0
+        self.busy_time = 0.0
+        self.messages: list[messages.Message] = []
+        self._images: dict[int, bytes] = {}
+
+    async def send(self, message: messages.Message) -> None:
+        await trio.lowlevel.checkpoint()
+        self.messages.append(message)
+
+    async def send_bytes(self, image: int, offset: int, data: bytes, *, raw_length: int | None = None) -> None:
+        await trio.lowlevel.checkpoint()
+        assert raw_length is None, "nothing was to be compressed"
+        assert offset == len(self._images.get(image, b"")), "bytes came twice, or not in order"
+        self._images[image] = self._images.get(image, b"") + data
+        self.bytes_sent += len(data)
+
+    async def send_pipe(self, image: int, offset: int, fd: int) -> int:
+        raise AssertionError("this one does not splice")
+
+    @property
+    def images(self) -> dict[str, bytes]:
+        """The bytes of each image that was opened, by name."""
+        opened = [message for message in self.messages if isinstance(message, messages.OpenImage)]
+        return {message.name: self._images.get(message.image, b"") for message in opened}
+
+    @property
+    def ended(self) -> list[str]:
+        """The names of the images that have ended, in that order."""
+        opened = {message.image: message.name for message in self.messages if isinstance(message, messages.OpenImage)}
+        return [opened[message.image] for message in self.messages if isinstance(message, messages.EndImage)]
