@@ -9,6 +9,7 @@ shard before, and are behind nothing that was written later.
 
 import os
 import stat
+from typing import TYPE_CHECKING
 
 import trio
 import xxhash
@@ -18,15 +19,17 @@ from imgcache.arena import Arena, Extent, pread_all
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import PIPE_SIZE, Pipe
 from imgnode.signalling import Changes
-from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.messages import EndImage
+
+if TYPE_CHECKING:  # only capture has one, and it takes longer to load than a small checkpoint to serve
+    from imgproxy.sender import ImageSender
 
 #: Bytes of one external file that may be stored because earlier ones are still missing or not yet written.
 WINDOW = 16 << 20
 
 
-async def take_external(sender: ImageSender, file: str, fd: int) -> None:
+async def take_external(sender: "ImageSender", file: str, fd: int) -> None:
     """Send what comes out of the caller's descriptor as the image `file`."""
     if stat.S_ISFIFO(_stat(file, fd).st_mode):
         blocking = os.get_blocking(fd)

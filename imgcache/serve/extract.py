@@ -8,14 +8,17 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from imgcache.arena import Extent
-from imgcache.session import Session
 from imgcache.store import ImageStore
 from imgwire.errors import UsageError
 from imgwire.states import SessionState
+
+if TYPE_CHECKING:  # the drop-in streamer, which has no sessions, need not wait for what they load
+    from imgcache.session import Session
 
 #: Nothing can be restored before it is there.
 LAST_IMAGE = "inventory.img"
@@ -23,7 +26,7 @@ LAST_IMAGE = "inventory.img"
 _READY = (SessionState.COMPLETE, SessionState.RESTORED, SessionState.COMMITTED)
 
 
-async def extract(session: Session, directory: Path) -> int:
+async def extract(session: "Session", directory: Path) -> int:
     """Write the images of a complete session to `directory`; return how many."""
     if session.state not in _READY or session.revived:
         raise UsageError(f"session {session.name} is {session.state}: its images are not all here")

@@ -32,6 +32,15 @@ def test_version_and_help() -> None:
     assert run("--help").returncode == 0
 
 
+def test_serving_loads_no_more_than_it_needs() -> None:
+    """A test suite of CRIU starts the command some hundred times."""
+    heavy = ["structlog", "typer", "google.protobuf", "imgproxy", "imgcache.session", "importlib.metadata"]
+    program = "import sys, criu_image_streamer.operations, criu_image_streamer.restore\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert "trio" in loaded
+    assert not set(heavy) & set(loaded)
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [

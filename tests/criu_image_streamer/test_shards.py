@@ -4,10 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+import zstandard
 
+from imgproxy.outgoing import ArchiveWriter
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.frames import HEADER_SIZE, FrameType, Header
-from imgwire.messages import Abort, Hello, Welcome, encode
+from imgwire.messages import Abort, EndImage, Hello, ImagesComplete, OpenImage, Welcome, encode
 from tests.criu_image_streamer.checkpoint import IMAGES, capture_to_files, extracted, files, options, pipes, served
 
 pytestmark = pytest.mark.t1
@@ -120,6 +122,23 @@ async def test_greetings_and_messages_of_the_link_do_not_belong(node_dir: Path) 
     hello = encode(Hello("ab" * 16, "x", version=9, oldest=8))
     path.write_bytes(Header(FrameType.HELLO, len(hello)).encode() + hello)
     await refused(node_dir, [path], "speaks link versions 8 to 9")
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_an_archive_of_imgproxy_is_a_checkpoint_in_one_shard(node_dir: Path, compressed: bool) -> None:
+    path = node_dir / "parked"
+    archive = ArchiveWriter(path, Hello("ab" * 16, "parked"))
+    await archive.send(OpenImage(0, "pages-1.img"))
+    packed = zstandard.compress(b"p" * 8192)
+    await archive.send_bytes(0, 0, packed if compressed else b"p" * 8192, raw_length=8192 if compressed else None)
+    await archive.send(EndImage(0, 8192))
+    await archive.send(ImagesComplete(1, 8192))
+    await archive.finish()
+    archive.close()
+    if compressed:
+        await refused(node_dir, [path], "its pages are compressed: it is an archive for imgcache --from")
+    else:
+        assert await read(node_dir, [path]) == {"pages-1.img": b"p" * 8192}
 
 
 async def test_what_follows_the_end_is_left_alone(node_dir: Path) -> None:
