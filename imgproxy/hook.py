@@ -73,7 +73,7 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
         return _refuse("criu has let the tasks go: they run on here")
     journal.write("deciding", tree=[list(task) for task in tree])
     proc.kill_tree(tree)
-    proc.wait_dead(tree, KILL_TIMEOUT)
+    proc.wait_doomed(tree, KILL_TIMEOUT)
     journal.write("committed")
     try:
         _ask(action, {"op": "killed"})

@@ -271,3 +271,17 @@ def test_scans_survive_processes_that_come_and_go(start: Start) -> None:
         assert proc.memory_estimate(child.pid) > 0
         assert proc.own_socket_inodes(child.pid) == set()
     assert proc.is_alive(proc.identify(child.pid))
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_killed_process_is_doomed(start: Start, stopped: bool) -> None:
+    child = start("import threading\nthreading.Thread(target=sys.stdin.read, daemon=True).start()")
+    process = proc.identify(child.pid)
+    with pytest.raises(TimeoutError, match=f"process {child.pid} still lives"):
+        proc.wait_doomed([process], 0.05)
+    if stopped:
+        os.kill(child.pid, signal.SIGSTOP)
+    proc.kill_tree([process])
+    proc.wait_doomed([process], 10)
+    proc.wait_dead([process], 10)
+    proc.wait_doomed([process], 10)
