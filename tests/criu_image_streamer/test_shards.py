@@ -161,3 +161,9 @@ async def test_a_directory_is_no_shard(node_dir: Path) -> None:
         pytest.raises(UsageError, match="is no pipe, socket or file"),
     ):
         await extracted(node_dir, fds)
+
+
+@pytest.mark.parametrize(("shard", "shards"), [(2, 2), (0, 0)])
+def test_a_part_that_cannot_be(shard: int, shards: int) -> None:
+    with pytest.raises(RemoteProtocolError, match=f"hello of shard {shard} where there are {shards}"):
+        Hello("ab" * 16, "x", shard=shard, shards=shards)
