@@ -26,7 +26,7 @@ from tests.programs import Programs
 
 REPORT_LINE = 192
 HISTORY_RECORDS = 1 << 20
-HISTORY_RECORD = struct.Struct("=IIQ")  # times reached, pid that reached it first, CLOCK_MONOTONIC ns then
+HISTORY_RECORD = struct.Struct("=IIQ")  # times reached, pid that reached it first, CLOCK_REALTIME ns then
 POLL_SECONDS = 0.005
 DEATH_MILLISECONDS = 10_000  # a killed process of some GiB needs tenths of a second to go
 
