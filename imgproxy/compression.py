@@ -94,6 +94,6 @@ class Compression:
 def _level(choice: str) -> int | None:
     if choice in ("off", "auto"):
         return None
-    if choice.isdigit() and 1 <= int(choice) <= 19:
+    if choice.isascii() and choice.isdigit() and 1 <= int(choice) <= 19:
         return int(choice)
     raise UsageError(f"--compress {choice}: write off, auto or a zstd level from 1 to 19")

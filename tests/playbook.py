@@ -172,7 +172,10 @@ async def connected(
         proxy_received, cache_received = proxy.received, cache.received
         async with flat_nursery() as nursery:
             nursery.start_soon(proxy.run, transports[0], greeted(Role.PROXY), cache_received, at_proxy)
-            nursery.start_soon(cache.run, transports[1], greeted(Role.CACHE), proxy_received, at_cache)
+            if isinstance(at_cache, Session):
+                nursery.start_soon(at_cache.attach, transports[1], greeted(Role.CACHE), proxy_received)
+            else:
+                nursery.start_soon(cache.run, transports[1], greeted(Role.CACHE), proxy_received, at_cache)
 
 
 async def while_connected(run: Callable[[], Awaitable[None]], connection: Callable[[], Awaitable[None]]) -> None:
