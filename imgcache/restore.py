@@ -14,7 +14,7 @@ import trio
 
 from imgcache.hook import SCRIPT
 from imgcache.session import Session
-from imgnode.criu import last_error
+from imgnode.criu import cause
 from imgnode.criu_options import check_restore
 from imgwire.errors import UsageError
 from imgwire.states import SessionState
@@ -70,4 +70,4 @@ async def _restore_once(session: Session, command: Sequence[str]) -> None:
 
 def _reason(log: Path, code: int) -> str:
     text = log.read_text(errors="replace") if log.exists() else ""
-    return last_error(text) or f"criu restore ended with exit code {code} before it asked for an image"
+    return cause(text) or f"criu restore ended with exit code {code} before it asked for an image"

@@ -21,6 +21,9 @@ DEADLINE = 30.0
 """Seconds for one question. Each takes well under one; a first run also probes the kernel."""
 
 _ERROR_LINE = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:\s*\d+:\s*)?Error \([^)]*\):\s*(.+)$", re.MULTILINE)
+_NO_CAUSE = re.compile(r"(Dumping|Restoring) FAILED|rlimit: Can't setup")
+"""Error lines that only say that there were others, or that CRIU goes on after."""
+
 _VERSION_LINE = re.compile(r"^Version:\s*(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 
 
@@ -131,6 +134,12 @@ def last_error(log: str) -> str | None:
     """The text of the last error line of a CRIU log, without place and time; None if it has none."""
     found = _ERROR_LINE.findall(log)
     return found[-1].strip() if found else None
+
+
+def cause(log: str) -> str | None:
+    """The text of the error line of a CRIU log that says why it failed: the first, what follows are consequences."""
+    found = [text.strip() for text in _ERROR_LINE.findall(log)]
+    return next((text for text in found if not _NO_CAUSE.match(text)), found[-1] if found else None)
 
 
 def _reason(done: "subprocess.CompletedProcess[bytes]") -> str:

@@ -96,9 +96,16 @@ class Dialer:
             return describe_tls_error(error)
         if isinstance(error, ssl.SSLError):
             return describe_tls_error(error)
-        if isinstance(error, ConnectionRefusedError) or "Connection refused" in str(error):
+        errors = [error, *_causes(error)]
+        if any(isinstance(one, ConnectionRefusedError | FileNotFoundError) for one in errors):
             return "nothing listens there; is imgcache running?"
-        return str(error) or "it does not answer as an imgcache does"
+        return str(errors[-1]) or "it does not answer as an imgcache does"
+
+
+def _causes(error: BaseException) -> tuple[BaseException, ...]:
+    """What made each attempt to connect fail, where there were attempts."""
+    cause = error.__cause__
+    return cause.exceptions if isinstance(cause, BaseExceptionGroup) else (cause,) if cause else ()
 
 
 class Link:

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from imgnode import proc
-from imgnode.criu import Criu, CriuError, last_error
+from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, problems
@@ -148,7 +148,7 @@ async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence
 
 
 def _reason(log: Path) -> str | None:
-    return last_error(log.read_text(errors="replace")) if log.exists() else None
+    return cause(log.read_text(errors="replace")) if log.exists() else None
 
 
 async def _wait_running(session: SourceSession) -> None:

@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -280,10 +280,13 @@ class Node:
         """All that is in the images directory, relative to it."""
         return {str(path.relative_to(self.directory)) for path in self.directory.rglob("*")}
 
-    def end(self) -> None:
-        """Kill all that runs in it, and see it gone."""
+    def bury_programs(self) -> None:
+        """Kill the programs that were started in it, and take their exit codes."""
         for program in self._programs:
             program.bury()
+
+    def end(self) -> None:
+        """Kill all that runs in it, and see it gone."""
         namespace = _pid_namespace(self.init)
         kill_and_wait(self.init)
         self._unshare.communicate()
@@ -347,12 +350,24 @@ class Nodes:
         await check.wait_ready()
         return check
 
+    async def start_quiet(self, node: Node, *command: object) -> int:
+        """Start any program as CRIU likes it, in a session of its own, on /dev/null; its pid in the node."""
+        pid = self.make_node_dir() / "pid"
+        quiet = f'echo $$ >{pid}.new; mv {pid}.new {pid}; exec "$@" </dev/null >/dev/null 2>&1'
+        started = await node.run("setsid", "--fork", "sh", "-c", quiet, "sh", *command)
+        assert started.code == 0, started.output
+        await until(pid.exists, f"{command[0]} to start")
+        return int(pid.read_text())
+
     def end(self) -> None:
-        """Kill everything."""
-        for check in self._checks:
-            check.kill()
-        for node in self._nodes:
-            node.end()
+        """Kill everything: programs first, since a CRIU may hold processes, which live on when it lets them go."""
+        with ExitStack() as ending:
+            for node in self._nodes:
+                ending.callback(node.end)
+            for check in self._checks:
+                ending.callback(check.kill)
+            for node in self._nodes:
+                ending.callback(node.bury_programs)
 
 
 @asynccontextmanager
@@ -406,6 +421,34 @@ def restore(
     script = ["--action-script", node.directory / "imgcache-hook"] if hook else []
     images = directory or node.directory
     return node.start(criu, "restore", "--stream", "-D", images, "-d", "-o", log, *script, *options)
+
+
+async def migrate(node: Node, pid: int, to: str, criu: Path, *options: object, deadline: float = DEADLINE) -> Ended:
+    """Run `imgproxy migrate` in a node to its end."""
+    return await start_migrate(node, pid, to, criu, *options).ended(deadline)
+
+
+def start_migrate(node: Node, pid: int, to: str, criu: Path, *options: object) -> Program:
+    """Start `imgproxy migrate`; its journal is in the node's images directory."""
+    journal = node.directory / "migrations"
+    return node.start("imgproxy", "migrate", pid, "--to", to, "--criu", criu, "--journal", journal, *options)
+
+
+def summary(ended: Ended) -> dict[str, Any]:
+    """The last line of `imgproxy migrate --json`."""
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    assert found["event"] == "summary"
+    return found
+
+
+async def assert_runs(check: SelfCheck, node: Node) -> None:
+    """The whole tree runs in this node and nowhere else, its memory is right, and it never ran twice."""
+    await check.wait_progress()
+    await check.verify_memory()
+    check.assert_single_history()
+    where = {_pid_namespace(pid) for pid in check.pids()}
+    assert where == {_pid_namespace(node.init)}, f"not in that node, or not only there: {check.pids()}"
+    assert len(check.pids()) == check.procs
 
 
 async def until(condition: Callable[[], bool], what: str, deadline: float = DEADLINE) -> None:

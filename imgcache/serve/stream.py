@@ -15,7 +15,7 @@ import trio
 from imgcache.leftovers import Leftovers
 from imgcache.serve.feed import Feed
 from imgcache.session import Attempt, Session
-from imgnode.criu import last_error
+from imgnode.criu import cause
 from imgnode.nursery import flat_nursery
 from imgnode.process import watch
 from imgwire.errors import RemoteProtocolError
@@ -127,7 +127,7 @@ async def _conclude(session: Session, criu: int, leftovers: Leftovers) -> None:
 
 def _reason(log: Path, criu: int) -> str:
     try:
-        error = last_error(log.read_text(errors="replace"))
+        error = cause(log.read_text(errors="replace"))
     except OSError:  # no log of ours: a person has started this CRIU
         error = None
     return error or f"criu restore (pid {criu}) ended before the process ran; its log has the reason"

@@ -8,7 +8,17 @@ import pytest
 import trio
 import trio.testing
 
-from imgnode.criu import DEADLINE, OLDEST_STREAM, OLDEST_TESTED, Criu, CriuError, Version, last_error, parse_version
+from imgnode.criu import (
+    DEADLINE,
+    OLDEST_STREAM,
+    OLDEST_TESTED,
+    Criu,
+    CriuError,
+    Version,
+    cause,
+    last_error,
+    parse_version,
+)
 from imgnode.criu_options import OPTIONS, REFUSED, split
 from imgwire.errors import UsageError
 
@@ -53,6 +63,19 @@ def test_last_error() -> None:
     assert last_error(log) == "the last: of all"
     assert last_error(log.split("(00.001235)", maxsplit=1)[0]) == "Head magic doesn't match"
     assert last_error("Warn  (criu/kerndat.c:1285): fine\n") is None
+
+
+@pytest.mark.t0
+def test_the_cause_of_a_failure_is_the_first_error_that_says_something() -> None:
+    log = (
+        "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+        "  3025: Error (criu/files-reg.c:2267): Can't open file lib/program: No such file or directory\n"
+        "  3025: Error (criu/mem.c:911): Can't fixup VMA's fd\n"
+        "Error (criu/cr-restore.c:2320): Restoring FAILED.\n"
+    )
+    assert cause(log) == "Can't open file lib/program: No such file or directory"
+    assert cause(log.splitlines()[-1]) == "Restoring FAILED."
+    assert cause("") is None
 
 
 @pytest.mark.t1

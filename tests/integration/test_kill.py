@@ -1,0 +1,127 @@
+"""Kill -9 of every component at every phase: the process runs on exactly one node afterwards, and nothing is left over.
+
+Each run migrates a self-checking tree, kills one component at a moment drawn from the seed, and does what an operator
+or a service manager would do: starts a killed cache again, runs `imgproxy recover` where a proxy was killed. Then the
+tree must run in one node, whole, its memory right, its history without a second copy or a step back.
+"""
+
+import random
+import socket
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.nodes import Node, Nodes, Program, assert_runs, start_cache, start_migrate, until
+from tests.programs.selfcheck import SelfCheck, kill_and_wait
+
+pytestmark = pytest.mark.t3
+
+#: What is killed, and in which node it runs: words of its command line.
+VICTIMS = {
+    "proxy": ("a", ("imgproxy", "migrate")),
+    "cache": ("b", ("imgcache", "--listen")),
+    "dump": ("a", ("dump", "--stream")),
+    "restore": ("b", ("restore", "--stream")),
+    "dump-hook": ("a", ("imgproxy.hook",)),
+    "restore-hook": ("b", ("imgcache.hook",)),
+}
+#: Runs for each victim: 210 in all.
+RUNS = 35
+#: When to kill: after what the cache has logged (None: after the start), plus a random part of so many seconds.
+MOMENTS = [(None, 1.2), ("session opened", 0.3), ("complete", 0.15), ("restored", 0.08), ("committed", 0.08)]
+#: Seconds within which all is settled, a lost peer's timeouts included.
+SETTLED = 45.0
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now: the cache is started again on the same."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free: int = probe.getsockname()[1]
+        return free
+
+
+@pytest.mark.parametrize("seed", range(RUNS))
+@pytest.mark.parametrize("victim", VICTIMS)
+async def test_one_copy_whatever_dies(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, port: int, victim: str, seed: int
+) -> None:
+    draw = random.Random(f"{victim} {seed}")
+    check = await nodes.start_memcheck(a, size=4 << 20, procs=draw.choice([1, 1, 3]), threads=draw.choice([1, 2]))
+    cache = await _cache(b, port, criu_latest)
+    options = ["--timeout", 20, "--reconnect", 3]
+    proxy = start_migrate(a, check.pid, cache.address, criu_latest, *options)
+    event, spread = draw.choice(MOMENTS)
+    await _moment(cache, proxy, event, draw.uniform(0, spread))
+    where, words = VICTIMS[victim]
+    _kill(a if where == "a" else b, words)
+    if victim == "cache":
+        await cache.wait()
+        cache = await _cache(b, port, criu_latest)
+    await _settle(a, b, check, proxy, recover=victim == "proxy")
+    node = a if _in(a, check) else b
+    await assert_runs(check, node)
+    await _finish(a, b, check, cache)
+
+
+async def _cache(node: Node, port: int, criu: Path) -> Program:
+    listen = f"127.0.0.1:{port}"
+    return await start_cache(node, "--allow-restore", "--source-timeout", 3, listen=listen, criu=criu)
+
+
+async def _moment(cache: Program, proxy: Program, event: str | None, delay: float) -> None:
+    """Wait for the moment; a migration that is over before has passed it."""
+    if event is not None:
+        async with trio.open_nursery() as nursery:
+
+            async def over() -> None:
+                await proxy.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(over)
+            await cache.wait_log(event)
+            nursery.cancel_scope.cancel()
+    with trio.move_on_after(delay):
+        await proxy.wait()
+
+
+def _kill(node: Node, words: tuple[str, ...]) -> None:
+    for pid, command in node.processes().items():
+        if all(word in command for word in words):
+            kill_and_wait(pid)
+
+
+async def _settle(a: Node, b: Node, check: SelfCheck, proxy: Program, *, recover: bool) -> None:
+    """Wait until the proxy has ended and the tree is in one node only, with no CRIU at work on it."""
+    await proxy.wait(SETTLED)
+    if recover:
+        journal = a.directory / "migrations"
+        done = await a.run("imgproxy", "recover", "--journal", journal, "--patience", 10, deadline=SETTLED)
+        assert done.code == 0, done.output
+    await until(lambda: not _working(a) and not _working(b), "every CRIU to have ended", SETTLED)
+    await until(lambda: bool(_in(a, check)) != bool(_in(b, check)), "the tree to be in one node", SETTLED)
+
+
+def _working(node: Node) -> list[str]:
+    """CRIUs and action scripts that run in the node."""
+    words = ("dump --stream", "restore --stream", "imgproxy.hook", "imgcache.hook", "imgproxy recover")
+    return [command for command in node.processes().values() if any(word in command for word in words)]
+
+
+def _in(node: Node, check: SelfCheck) -> list[int]:
+    """The tree's processes in a node."""
+    return [pid for pid in check.pids() if pid in node.processes()]
+
+
+async def _finish(a: Node, b: Node, check: SelfCheck, cache: Program) -> None:
+    """End all, and see that nothing is left: no process, socket, script or images directory."""
+    await check.finish()
+    assert await cache.stop() == 0
+    await until(lambda: not a.processes() and not b.processes(), "everything to be gone")
+    for node in (a, b):
+        left = {name for name in node.files() if "journal" not in name and "migrations" not in name}
+        assert {name for name in left if not name.endswith(".restore.log")} == set()
+    assert not list(a.path("/run").iterdir()), "an images directory is left"
+    assert not list((a.directory / "migrations").glob("*.journal")), "a session is left open at the source"
