@@ -12,7 +12,7 @@ DEADLINE = 120  # seconds; two migrations of a small process and the start of tw
 
 
 def run_demo(root: Path, temporary: Path, *options: str) -> "subprocess.CompletedProcess[str]":
-    command = [root / "scripts/demo", *options]
+    command = [str(root / "scripts/demo"), *options]
     environment = {**os.environ, "TMPDIR": str(temporary)}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=DEADLINE, check=False)
 

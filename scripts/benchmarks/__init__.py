@@ -1,0 +1,1 @@
+"""What scripts/bench runs: every comparison side by side, in turns, measured from outside by the process that moves."""

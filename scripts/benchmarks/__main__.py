@@ -1,0 +1,104 @@
+"""The command line of scripts/bench, which has put us into namespaces of our own."""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import trio
+from rich.console import Console
+
+from imgnode.command_line import parse_size
+from imgnode.criu import Criu
+from scripts.benchmarks.compress import compress
+from scripts.benchmarks.contenders import find_streamer
+from scripts.benchmarks.freeze import freeze
+from scripts.benchmarks.nodes import CommandFailed
+from scripts.benchmarks.rate import rate
+from scripts.benchmarks.report import Report, write_json
+from scripts.benchmarks.resources import resources
+from scripts.benchmarks.scale import scale
+from scripts.benchmarks.subject import Workload
+from scripts.benchmarks.tls import tls
+from scripts.benchmarks.trial import Setting
+from tests.programs import compile_program
+
+Benchmark = Callable[[Setting, Workload], Awaitable[Report]]
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "rate": rate,
+    "resources": resources,
+    "tls": tls,
+    "compress": compress,
+    "scale": scale,
+    "freeze": freeze,
+}
+SMALL = {"freeze": 1 << 20}  #: benchmarks whose process has a size of its own
+QUICK_SIZE = 4 << 20
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB)")
+    parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")
+    parser.add_argument("--repeats", type=int, help="trials of each contender (default: 5)")
+    parser.add_argument("--quick", action="store_true", help="everything tiny: whether it works, not how fast")
+    parser.add_argument("--criu", type=Path, help="the CRIU to use (default: the latest that scripts/setup provides)")
+    parser.add_argument("--streamer", help="a criu-image-streamer to compare with (default: a foreign one on PATH)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw numbers there")
+    given = parser.parse_args(arguments)
+    for name in given.names:
+        if name not in BENCHMARKS:
+            parser.error(f"{name}: not one of {', '.join(BENCHMARKS)}")
+    return given
+
+
+async def run(given: argparse.Namespace, setting: Setting, console: Console) -> dict[str, Report]:
+    """Run what was named, and show each result as it comes."""
+    workload = Workload(given.size or (QUICK_SIZE if given.quick else 1 << 30), compressible=given.compressible)
+    reports = {}
+    for name in given.names or BENCHMARKS:
+        work = replace(workload, size=SMALL.get(name, workload.size))
+        reports[name] = await BENCHMARKS[name](setting, work)
+        reports[name].show(console)
+    return reports
+
+
+def main(arguments: list[str]) -> int:
+    """Run the benchmarks. Exit code 1 if one could not be run; a target that is missed is only shown."""
+    given = parse(arguments)
+    cache = Path(os.environ["IMGPROXY_CACHE"])
+    criu = (given.criu or cache / "bin/criu-latest").absolute()
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    console, progress = Console(), Console(stderr=True, highlight=False, style="dim")
+    with tempfile.TemporaryDirectory(prefix="bench.", dir="/tmp") as directory:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=700", "bench", directory], check=True)
+        setting = Setting(
+            directory=Path(directory),
+            criu=criu,
+            program=compile_program("memcheck", cache),
+            repeats=given.repeats or (1 if given.quick else 5),
+            quick=given.quick,
+            streamer=given.streamer or find_streamer(),
+            say=progress.print,
+        )
+        try:
+            reports = trio.run(run, given, setting, console)
+        except CommandFailed as error:
+            print(f"bench: {error}", file=sys.stderr)
+            return 1
+        finally:
+            subprocess.run(["umount", "--lazy", directory], check=True)
+    if given.json:
+        write_json(given.json, reports, str(trio.run(Criu(str(criu)).version)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
