@@ -48,7 +48,7 @@ class Host:
     async def run(self, session: Session, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Live with the session until it is over; `started` when its serve socket listens."""
         directory = session.directory
-        directory.mkdir(mode=0o700, exist_ok=True)
+        _make(directory, revived=session.revived)
         try:
             async with flat_nursery() as nursery:
                 await nursery.start(self.take_restores, directory / SERVE_SOCKET, session.name)
@@ -129,3 +129,11 @@ class Host:
         if session.failures and log.exists():
             log.rename(session.directory.with_suffix(".restore.log"))
         shutil.rmtree(session.directory, ignore_errors=True)
+
+
+def _make(directory: Path, *, revived: bool) -> None:
+    """The session's directory. What is there already is somebody else's, unless a cache before us left it."""
+    try:
+        directory.mkdir(mode=0o700, exist_ok=revived)
+    except OSError as error:
+        raise UsageError(f"{directory}: {error.strerror}; choose another name with --session") from error

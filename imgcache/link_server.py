@@ -78,7 +78,11 @@ class LinkServer:
         if self.stopping:
             raise UsageError("the cache is stopping")
         session = self._registry.create(hello)
-        await self._nursery.start(self._host.run, session)
+        try:
+            await self._nursery.start(self._host.run, session)
+        except UsageError:
+            self._registry.discard(session)
+            raise
         _log.info("session opened", session=session.name, wait_restored=session.wait_restored)
         return session
 

@@ -4,6 +4,7 @@ Each session has a directory with a serve socket of its own; the cache's images 
 oldest session that nobody restores yet. So one migration after the other needs no names, and many at once have them.
 """
 
+import shutil
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from imgnode.metrics import Metrics
 from imgnode.signalling import Changes
 from imgwire.errors import UsageError
 from imgwire.messages import Hello
+from imgwire.names import check_session_name
 from imgwire.states import SessionState
 
 #: Sessions at once; each holds about six descriptors and a megabyte of pipe.
@@ -87,6 +89,8 @@ class Registry:
         revived = []
         for journal in journals(str(self.journal)):
             state = journal.state
+            if state not in (SessionState.RESTORED, SessionState.COMMITTED):
+                self._clear(journal)
             if state in (SessionState.RESTORED, SessionState.COMMITTED):
                 revived.append(self._add(self._from_journal(journal, SessionState(state))))
             elif state == SessionState.COMPLETE and not journal.fact("wait_restored"):
@@ -118,6 +122,11 @@ class Registry:
         session.claimed = False
         self.changes.notify()
 
+    def discard(self, session: Session) -> None:
+        """It could not be opened: as if it had never been."""
+        del self._sessions[session.identity]
+        session.discard()
+
     def forget_old(self) -> None:
         """Keep only the newest of the sessions that are over."""
         over = [session for session in self if session.over]
@@ -131,6 +140,12 @@ class Registry:
         self._sessions[session.identity] = session
         self.changes.notify()
         return session
+
+    def _clear(self, journal: Journal) -> None:
+        """Remove the directory that a killed cache left of a session."""
+        name = str(journal.fact("name"))
+        if not any(session.name == name for session in self):
+            shutil.rmtree(self.directory / check_session_name(name), ignore_errors=True)
 
     def _remember(self, journal: Journal) -> None:
         """The source may still ask how it ended; after a week it will not."""

@@ -36,10 +36,13 @@ async def restore_when_asked(session: Session, criu: str, *, allowed: bool) -> N
     except UsageError as error:
         session.abort(str(error))
         return
+    await _restore_once(session, [criu, "restore", *_own_options(session), *options])
     for _ in range(ATTEMPTS_AFTER_COMMIT):
-        await _restore_once(session, [criu, "restore", *_own_options(session), *options])
-        if session.state is not SessionState.COMMITTED:
+        # One that failed before the commit is the source's to judge; it may just then have committed.
+        await session.changes.wait_until(lambda: session.over or session.state is SessionState.COMMITTED)
+        if session.over:
             return
+        await _restore_once(session, [criu, "restore", *_own_options(session), *options])
     _log.error("committed, but every restore failed: restore it by hand", directory=str(session.directory))
 
 

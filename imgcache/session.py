@@ -29,6 +29,8 @@ from imgwire.link import LinkConnection
 from imgwire.names import image_kind
 from imgwire.states import SessionState, advance, is_final
 
+#: What may go wrong with images that come in: the proxy's fault, or no room, or a disk that fails.
+FAULTS = (RemoteProtocolError, StoreFull, OSError)
 #: Answers that may wait for the link: the proxy asks one thing at a time.
 MAX_OUTBOX = 256
 #: A finished session waits this long for the proxy to take note and say goodbye.
@@ -107,21 +109,26 @@ class Session:
         """Take one message of the proxy's. What it did wrong aborts the session; the connection goes on."""
         try:
             self._take(message)
-        except (RemoteProtocolError, StoreFull) as error:
-            if self.in_doubt or is_final(self.state):
-                raise
-            self.abort(str(error))
+        except FAULTS as error:
+            self._fail(error)
         self.changes.notify()
 
     async def on_data(self, payload: Payload) -> None:
         """Take a frame of image bytes into the store."""
-        if not is_final(self.state):
+        if self.state is not SessionState.ABORTED:
             try:
                 await self.store.receive(payload)
-            except (RemoteProtocolError, StoreFull) as error:
-                self.abort(str(error))
+            except FAULTS as error:
+                self._fail(error)
         while payload.left:  # of an aborted session: dropped
             await payload.read()
+
+    def _fail(self, error: Exception) -> None:
+        """The images cannot be right: abort. Where that is not ours to decide, only the connection ends."""
+        if self.in_doubt or self.state in (SessionState.COMMITTED, SessionState.RUNNING):
+            raise RemoteProtocolError(f"session {self.name} is {self.state}: {error}") from error
+        if self.state is not SessionState.ABORTED:
+            self.abort(str(error))
 
     def _take(self, message: messages.Message) -> None:
         if self.state is SessionState.ABORTED:
@@ -203,6 +210,12 @@ class Session:
         """The process runs here, since `ago` seconds."""
         if self.state is SessionState.COMMITTED:
             self._advance(SessionState.RUNNING, f"{ago:.3f}")
+
+    def discard(self) -> None:
+        """It was never opened."""
+        self._journal.remove()
+        self.store.arena.close()
+        self.channel.close()
 
     def forget(self) -> None:
         """The source knows how it ended, or never needs to: a session that nobody remembers was aborted."""

@@ -51,7 +51,7 @@ async def _serve_one(sock: trio.socket.SocketType, handler: Handler) -> None:
                 request = await _line(sock)
             if request is not None:
                 await handler(request, say, gone)
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError) as error:
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError, ValueError, KeyError, TypeError) as error:
             _log.debug("a client of the control socket went wrong", error=str(error))
 
 

@@ -107,6 +107,18 @@ def memory_estimate(pid: int) -> int:
     return sum(_memory(process.pid) for process in found)
 
 
+def uses_hugetlb(pid: int) -> bool:
+    """Whether a process of the tree under `pid` has huge pages (hugetlbfs, MAP_HUGETLB) in its memory."""
+    return any(int(_field(_status(process.pid), "HugetlbPages").split()[0]) > 0 for process in tree(pid))
+
+
+def _status(pid: int) -> str:
+    try:
+        return _read(pid, "status")
+    except ProcessLookupError:
+        return ""
+
+
 def open_pidfd(process: ProcessId) -> int | None:
     """A pidfd of that very process, to be closed by the caller; None if it is dead."""
     try:

@@ -15,6 +15,9 @@ from imgproxy.hook import SOCKET as CONTROL_SOCKET
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
 from imgproxy.ingest.stream import StreamIngest
 
+#: Why a hand-over was aborted if nobody but CRIU knows.
+DUMP_ENDED = "criu dump ended before the hand-over: its log has the reason"
+
 
 class DumpCapture:
     """The sockets and the action script in an images directory, for one dump."""
@@ -51,5 +54,5 @@ class DumpCapture:
             await handover.prepare()
             handover.commit()
         elif handover.decision is Decision.WAITING and "post-dump" not in handover.times:
-            handover.abort("criu dump ended before the hand-over: its log has the reason")
+            handover.abort(DUMP_ENDED)
         await handover.changes.wait_until(lambda: handover.decision in (Decision.COMMITTED, Decision.ABORTED))

@@ -24,6 +24,8 @@ FAST_LINK = 1.2e9
 WARM_UP = 8 << 20
 #: Bytes between two looks at the question.
 INTERVAL = 32 << 20
+#: Looks after which a trial is made again, although the last one did not pay: memory differs from place to place.
+TRIAL_EVERY = 16
 #: Compressing must promise this much, or it is left alone.
 GAIN = 0.85
 
@@ -53,6 +55,7 @@ class Compression:
         self._seen = self._sent = 0
         self._busy = 0.0
         self._next_look = WARM_UP
+        self._looks = 0  # since the last trial
 
     @property
     def wanted(self) -> bool:
@@ -79,10 +82,12 @@ class Compression:
         self._next_look = self._seen + INTERVAL
         if self._link.value > FAST_LINK:
             self._on = False
-        elif not self._zstd.value:
+        elif not self._zstd.value or self._looks == TRIAL_EVERY:
+            self._looks = 0
             self._on = True  # a trial: its first chunks tell rate and ratio
             self._next_look = self._seen + (4 << 20)
         else:
+            self._looks += 1
             self._on = self._pays()
 
     def _pays(self) -> bool:

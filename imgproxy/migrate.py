@@ -18,6 +18,7 @@ from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, problems
+from imgproxy.capture import DUMP_ENDED
 from imgproxy.display import Display, follow
 from imgproxy.handover import Decision
 from imgproxy.hook import SCRIPT
@@ -46,6 +47,8 @@ class MigrateConfig:
 def check_process(pid: int) -> int:
     """Bytes that the images of the tree under `pid` will take, about; UsageError if there is no such process."""
     try:
+        if proc.uses_hugetlb(pid):
+            raise UsageError(f"process {pid} has huge pages (hugetlb): criu restore cannot read those from a stream")
         return proc.memory_estimate(pid)
     except ProcessLookupError:
         raise UsageError(f"there is no process {pid}") from None
@@ -64,7 +67,7 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
         await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
         if session.handover.decision is Decision.COMMITTED:
             await _wait_running(session)
-        elif reason and "post-dump" not in session.handover.times:
+        elif reason and session.handover.reason == DUMP_ENDED:
             session.handover.reason = f"criu dump failed: {reason}"
     display.summary(summarise(session))
     return session.handover.decision is Decision.COMMITTED

@@ -60,6 +60,7 @@ class ImageSender:
         self._out, self._chain, self._compression = out, chain, compression
         self._digest_pages = digest_pages
         self._limiter = trio.CapacityLimiter(THREADS)
+        self._transforming = trio.Lock()
 
     @property
     def size(self) -> int:
@@ -71,7 +72,7 @@ class ImageSender:
         enlarge(fd)
         os.set_blocking(fd, False)
         if self._chain.wants(name):
-            data = self._chain.transform(name, await _read_all(name, fd))
+            data = await self._transform(name, await _read_all(name, fd))
             if data is not None:
                 await self.send_whole(name, data)
             return
@@ -96,6 +97,11 @@ class ImageSender:
         for name, data in held.items():
             await self.send_whole(name, data)
         await self._out.send(ImagesComplete(len(self.images), self.size))
+
+    async def _transform(self, name: str, data: bytes) -> bytes | None:
+        """In a thread, for an image may be large; one at a time, as a chain wants it."""
+        async with self._transforming:
+            return await trio.to_thread.run_sync(self._chain.transform, name, data)
 
     async def _open(self, name: str, *, digest: bool) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
         image = SentImage(name, len(self.images))

@@ -49,7 +49,7 @@ class CacheView:
                 self.restore_ready = True
             case messages.State(state, detail):
                 self.state, self.detail = _state(state), detail
-                ago = float(detail) if self.state is SessionState.RUNNING else 0.0
+                ago = _seconds(detail) if self.state is SessionState.RUNNING else 0.0
                 self.times[state] = trio.current_time() - ago
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a proxy")
@@ -113,6 +113,13 @@ class RemotePages:
         if len(data) != length:
             raise RemoteProtocolError(f"{image}: {len(data)} bytes read back where {length} were asked for")
         return data
+
+
+def _seconds(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise RemoteProtocolError(f"the cache says that the process runs since {text!r} seconds") from None
 
 
 def _state(name: str) -> SessionState:

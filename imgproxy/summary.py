@@ -93,7 +93,5 @@ _PHASES = {
 def _phases(marks: dict[str, float]) -> dict[str, float]:
     names = list(marks)
     return {
-        _PHASES[after]: max(0.0, marks[after] - marks[before])
-        for before, after in pairwise(names)
-        if after in _PHASES
+        _PHASES[after]: max(0.0, marks[after] - marks[before]) for before, after in pairwise(names) if after in _PHASES
     }
