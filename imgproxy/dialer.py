@@ -96,6 +96,9 @@ class Dialer:
             return describe_tls_error(error)
         if isinstance(error, ssl.SSLError):
             return describe_tls_error(error)
+        if isinstance(error, trio.BrokenResourceError) and isinstance(self.address, TcpAddress):
+            said = str(error) or "the other side closed the connection"
+            return f"{said}: if it was started with the --tls options, give them here too"
         errors = [error, *_causes(error)]
         if any(isinstance(one, ConnectionRefusedError | FileNotFoundError) for one in errors):
             return "nothing listens there; is imgcache running?"

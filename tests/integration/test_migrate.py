@@ -116,10 +116,16 @@ async def test_there_and_back_again(nodes: Nodes, a: Node, b: Node, criu: Path) 
 
 
 async def test_options_of_criu_reach_both_sides(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
-    """A file lock is dumped and restored only if both are told --file-locks."""
+    """A file lock is dumped and restored only if both are told --file-locks.
+
+    The file must not be the same one: while the process waits for the destination it still holds the lock.
+    """
     lock = nodes.make_node_dir() / "lock"
+    for node in (a, b):
+        assert (await node.run("mount", "-t", "tmpfs", "tmpfs", lock.parent)).code == 0
+        assert (await node.run("touch", lock)).code == 0
     pid = await nodes.start_quiet(a, "flock", "--no-fork", lock, "sleep", "1000")
-    await until(lock.exists, "the lock's file")
+    await until(lambda: "sleep 1000 " in a.processes().values(), "the lock to be taken")
     cache = await start_cache(b, "--allow-restore", criu=criu)
     refused = await migrate(a, pid, cache.address, criu)
     assert refused.code == 1
