@@ -215,7 +215,7 @@ def describe_tls_error(error: BaseException) -> str:
         known = _VERIFY_CODES.get(found.verify_code)
         return f"TLS: {OURS}: {known or f'its certificate fails the check ({found.verify_message})'}"
     if found is None:
-        return "TLS: the peer closed the connection during the handshake: see the peer's log for its reason"
+        return "TLS: the peer closed the connection during the handshake: it may not speak TLS; see its log for its reason"
     if isinstance(found, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "TLS: the peer closed the connection without a reason: it may not speak TLS; see its log"
     reason = getattr(found, "reason", None) or str(found)
