@@ -103,8 +103,8 @@ class Handover:
         self._set(Decision.COMMITTED)
 
     def abort(self, reason: str) -> None:
-        """The process stays here. Written down before anybody acts on it."""
-        if self.decision in (Decision.WAITING, Decision.DECIDING):
+        """The process stays here, unless that is decided already. Written down before anybody acts on it."""
+        if self.decision is Decision.WAITING:
             self._journal.write("aborted", reason=reason)
             self.reason = reason
             self._set(Decision.ABORTED)
@@ -146,14 +146,22 @@ class Handover:
             await say({"decision": "done"})
             return
         self._set(Decision.DECIDING)
-        try:
-            await say({"decision": "kill"})
-            await gone()
-        finally:
-            if self.decision is Decision.DECIDING:  # the hook ended without a word
-                with trio.CancelScope(shield=True):
-                    committed = await trio.to_thread.run_sync(outcome, self._journal)
-                self.commit() if committed else self.abort("the action script died before it killed the tree")
+        with trio.CancelScope(shield=True):  # the word is given: it takes the hook milliseconds to act on it
+            try:
+                await say({"decision": "kill"})
+                await gone()
+            finally:
+                await self._settle()
+
+    async def _settle(self) -> None:
+        """The hook has ended. If it has not said what it did, the journal and the tree tell."""
+        if self.decision is not Decision.DECIDING:
+            return
+        if await trio.to_thread.run_sync(outcome, self._journal):
+            self.commit()
+        else:
+            self.reason = "the action script died before it killed the tree"
+            self._set(Decision.ABORTED)
 
     async def _prepared(self, gone: Callable[[], Awaitable[None]]) -> bool:
         """Whether all is ready; False, with the reason written down, if not or if the hook hangs up."""

@@ -88,6 +88,7 @@ class SourceSession:
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
         self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
         self.destination: NodeFacts | None = None
+        self._link_scope = trio.CancelScope(shield=True)
         self._link = Link(config.dialer, self.channel, self._hello(), self.view, patience=config.patience)
         self._link.on_reconnect = self.metrics.reconnects.inc
         self._link.keeps_trying = lambda: self.handover.decision is Decision.COMMITTED
@@ -97,19 +98,20 @@ class SourceSession:
         """Open the session at the cache; the block runs with it. CannotConnect, SessionRefused."""
         self.config.journal.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            async with flat_nursery() as nursery:
-                welcome = await nursery.start(self._run_link)
+            async with flat_nursery() as link:
+                welcome = await link.start(self._run_link)
                 self.destination = NodeFacts.from_dict(welcome.facts)
                 self._write_opened()
-                nursery.start_soon(self._deliver_commit)
-                if self.config.metrics:
-                    await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
                 try:
-                    yield nursery
+                    async with flat_nursery() as nursery:
+                        if self.config.metrics:
+                            await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
+                        yield nursery
+                        nursery.cancel_scope.cancel()
                 finally:
                     with trio.CancelScope(shield=True):
                         await self._farewell()
-                nursery.cancel_scope.cancel()
+                    self._link_scope.cancel()
         finally:
             self.channel.close()
 
@@ -152,10 +154,15 @@ class SourceSession:
             scope.cancel()
 
     async def _run_link(self, *, task_status: "trio.TaskStatus[messages.Welcome]") -> None:
-        await self._link.run(task_status=task_status)
+        """Shielded: also when we are stopped, the cache is told how it ended. `opened` ends it after that."""
+        with self._link_scope:
+            async with flat_nursery() as nursery:
+                nursery.start_soon(self._deliver_commit)
+                await self._link.run(task_status=task_status)
 
     async def _farewell(self) -> None:
         """Tell the cache how it ended. What cannot be told now stays in the journal."""
+        await self.handover.changes.wait_until(lambda: self.handover.decision is not Decision.DECIDING)
         committed = self.handover.decision is Decision.COMMITTED
         if self.handover.decision is Decision.WAITING:
             self.handover.abort("imgproxy ended before the hand-over")
