@@ -94,8 +94,10 @@ def run(
         if archive is not None:
             journals.mkdir(mode=0o700, parents=True, exist_ok=True)
             parked = ParkSession(archive, here, journals, name=session, compress=compress, chain=transforms)
-            _say_ready(here)
-            return _outcome(await parked.capture(), parked.handover.reason)
+            async with flat_nursery() as nursery:
+                await nursery.start(parked.capture)
+                _say_ready(here)
+            return _outcome(parked.done, parked.handover.reason)
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         config = SourceConfig(
             dialer=given.dialer(address, tls, insecure=insecure),
@@ -266,8 +268,9 @@ def hook() -> None:
 async def _run_capture(session: SourceSession) -> int:
     async with session.opened():
         await _check_machines(session)
-        _say_ready(session.config.directory)
-        await session.capture()
+        async with flat_nursery() as nursery:
+            await nursery.start(session.capture)
+            _say_ready(session.config.directory)
         if session.handover.decision is Decision.COMMITTED:
             with _noting_silence():
                 await session.wait_settled()

@@ -7,6 +7,8 @@ process, or, with `--leave-running`, let it go on.
 import secrets
 from pathlib import Path
 
+import trio
+
 from imgnode.journal import Journal
 from imgproxy.capture import DumpCapture
 from imgproxy.compression import Compression
@@ -50,12 +52,16 @@ class ParkSession:
         self.handover = Handover(self.journal, self.view, HandoverPolicy(kills=False), self._finish)
         self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=False)
 
-    async def capture(self) -> bool:
-        """Park the next `criu dump`; False if it failed."""
+    async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Park the next `criu dump`; afterwards `done` tells whether that worked."""
         try:
-            await self.dump.run()
+            await self.dump.run(task_status=task_status)
         finally:
             self._close()
+
+    @property
+    def done(self) -> bool:
+        """Whether the archive is there."""
         return self.handover.decision is Decision.COMMITTED
 
     async def send_directory(self, directory: Path) -> None:

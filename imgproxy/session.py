@@ -185,6 +185,8 @@ class SourceSession:
             if self.view.state not in wanted:
                 await self.channel.send(word)
                 await self.view.changes.wait_until(lambda: self.view.state in wanted or bool(self.view.lost))
+                if self.view.lost and self.view.state not in wanted:
+                    return await self._tell_again(isinstance(word, messages.Commit))
             await self.channel.say_bye()
         return self.view.state in wanted
 
