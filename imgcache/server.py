@@ -28,7 +28,8 @@ from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather
 from imgnode.tcp_peer import is_trusted
-from imgnode.tls import describe_tls_error, secure
+from imgnode.tls import describe_tls_error
+from imgnode.tls_stream import secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport
 from imgnode.unix import allowed, listening, peer_credentials
 from imgwire.errors import UsageError

@@ -11,34 +11,11 @@ import datetime
 import ssl
 from pathlib import Path
 
-import trio
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from imgwire.errors import UsageError
-
-ALERT_GRACE = 1.0
-"""Seconds for the peer to take our reason for refusing it, before the connection is closed."""
-
-
-class _Context(ssl.SSLContext):
-    """Remembers where a connection's bytes come out, to send the alert that trio leaves there when a
-    handshake fails.
-    """
-
-    outgoing: ssl.MemoryBIO
-
-    def wrap_bio(
-        self,
-        incoming: ssl.MemoryBIO,
-        outgoing: ssl.MemoryBIO,
-        server_side: bool = False,
-        server_hostname: str | bytes | None = None,
-        session: ssl.SSLSession | None = None,
-    ) -> ssl.SSLObject:
-        self.outgoing = outgoing
-        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
 
 
 def server_context(ca: Path, cert: Path, key: Path) -> ssl.SSLContext:
@@ -58,50 +35,9 @@ def client_context(ca: Path, cert: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def secure(
-    transport: trio.SocketStream, context: ssl.SSLContext, server_hostname: str | None = None
-) -> "trio.SSLStream[trio.SocketStream]":
-    """Do the handshake on `transport`: as the client of `server_hostname`, or as a server without one.
-
-    If it fails, trio.BrokenResourceError for `describe_tls_error`; the peer has been told why (trio alone
-    would only close) and `transport` is closed. In TLS 1.3 a client's handshake ends before the server has
-    judged its certificate: a refusal comes with the client's first read.
-    """
-    server_side = server_hostname is None
-    stream = trio.SSLStream(transport, context, server_hostname=server_hostname, server_side=server_side)
-    # no checkpoint since SSLStream was made, so `outgoing` is this connection's
-    alert = context.outgoing if isinstance(context, _Context) else ssl.MemoryBIO()
-    try:
-        await _shake_hands(stream, alert)
-    except BaseException:
-        await trio.aclose_forcefully(transport)
-        raise
-    return stream
-
-
-async def _shake_hands(stream: "trio.SSLStream[trio.SocketStream]", alert: ssl.MemoryBIO) -> None:
-    try:
-        await stream.do_handshake()
-    except trio.BrokenResourceError:
-        with trio.move_on_after(ALERT_GRACE):
-            await _part(stream.transport_stream, alert.read())
-        raise
-
-
-async def _part(transport: trio.SocketStream, alert: bytes) -> None:
-    """Send the alert, then take what the peer still sends: closing before that would reset the connection."""
-    try:
-        await transport.send_all(alert)
-        await transport.send_eof()
-        while await transport.receive_some():
-            continue
-    except trio.BrokenResourceError:
-        return  # the peer has gone first
-
-
 def _context(protocol: int, ca: Path, cert: Path, key: Path) -> ssl.SSLContext:
     check_files(ca, cert, key)
-    context = _Context(protocol)
+    context = ssl.SSLContext(protocol)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cafile=str(ca))
@@ -215,7 +151,9 @@ def describe_tls_error(error: BaseException) -> str:
         known = _VERIFY_CODES.get(found.verify_code)
         return f"TLS: {OURS}: {known or f'its certificate fails the check ({found.verify_message})'}"
     if found is None:
-        return "TLS: the peer closed the connection during the handshake: it may not speak TLS; see its log for its reason"
+        return (
+            "TLS: the peer closed the connection during the handshake: it may not speak TLS; see its log for its reason"
+        )
     if isinstance(found, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return "TLS: the peer closed the connection without a reason: it may not speak TLS; see its log"
     reason = getattr(found, "reason", None) or str(found)

@@ -14,8 +14,8 @@ import trio
 
 from imgnode.pipes import splice_in, splice_out
 
-#: What one read asks for when any amount will do: past 256 KiB nothing was gained over loopback TLS.
-READ_SIZE = 1 << 18
+#: What one read asks for when any amount will do: a frame of data.
+READ_SIZE = 1 << 20
 
 
 class Transport(ABC):

@@ -11,7 +11,8 @@ from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddres
 from imgnode.channel import Channel
 from imgnode.greeting import GREETING_TIMEOUT, SessionRefused, open_session, resolve_session
 from imgnode.tcp_peer import is_trusted
-from imgnode.tls import describe_tls_error, secure
+from imgnode.tls import describe_tls_error
+from imgnode.tls_stream import secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport, Transport
 from imgproxy.source import CacheView
 from imgwire.errors import RemoteProtocolError, UsageError

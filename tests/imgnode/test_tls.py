@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from imgnode import certs, tls
+from imgnode.tls_stream import secure
 from imgwire.errors import UsageError
 
 pytestmark = pytest.mark.t1
@@ -84,7 +85,7 @@ async def _pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 async def _talk(transport: trio.SocketStream, context: ssl.SSLContext, host: str | None, said: list[str]) -> None:
     """Secure the connection, then say one byte and hear one; what goes wrong is described."""
     try:
-        stream = await tls.secure(transport, context, host)
+        stream = await secure(transport, context, host)
         await stream.send_all(b"x")
         heard = await stream.receive_some(1)
         said.append("ok" if heard == b"x" else "closed")
@@ -135,7 +136,7 @@ async def test_refusal_reaches_a_client_that_has_already_sent(sets: Path, node_b
 
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        stream = await tls.secure(
+        stream = await secure(
             await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]), context, HOST
         )
         await stream.send_all(bytes(100_000))
@@ -151,7 +152,7 @@ async def test_a_silent_peer_can_be_given_up(node_b: Files) -> None:
     left, right = await _pair()
     async with left:
         with trio.move_on_after(0.05) as scope:
-            await tls.secure(right, node_b.server())
+            await secure(right, node_b.server())
         assert scope.cancelled_caught
         assert await left.receive_some(1) == b""
 
