@@ -9,8 +9,9 @@ awaited before, so acknowledgements can always come in. Room is not reserved: se
 overshoot the window by one frame each.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Protocol
 
 import trio
@@ -19,6 +20,7 @@ from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
 from imgnode.pipes import Pipe, pending
 from imgnode.retention import Kept, KeptPipe, Retention
+from imgnode.signalling import Changes
 from imgnode.transport import Transport
 from imgwire import messages
 from imgwire.errors import LocalProtocolError
@@ -45,6 +47,9 @@ WINDOW = 32 << 20
 ACK_EVERY = WINDOW // 16
 #: ... or this many frames, a quarter of what may be in flight.
 ACK_EVERY_FRAMES = 16
+
+#: Payload bytes in a spliced frame: a pipe's pages but one, which carries the header.
+PIPED_DATA = MAX_DATA - 4096
 
 
 class Payload:
@@ -102,11 +107,12 @@ class Channel:
         self._sequencer: Sequencer[Kept] = Sequencer(window)
         self._pacer = pacer or Pacer(None)
         self._scratch = Pipe()
+        self._scratch_used = False
         self._retention = Retention(self._scratch.size)
         self._transport: Transport | None = None
         self._broken = trio.Event()
         self._send_lock = trio.Lock()
-        self._room = trio.Condition()
+        self._room = Changes()
         self._ack_due = trio.Event()
         self._owed_bytes = self._owed_frames = 0
         self.reconnects = -1
@@ -161,8 +167,8 @@ class Channel:
         BlockingIOError if the pipe is empty.
         """
         await self._wait_room(MAX_DATA)
-        async with self._send_lock:
-            kept = self._retention.hold(fd, self._pacer.largest_chunk(MAX_DATA))
+        async with self._sending():
+            kept = self._retention.hold(fd, self._pacer.largest_chunk(PIPED_DATA))
             if not kept.size:
                 self._retention.release(kept)
                 return 0
@@ -173,9 +179,7 @@ class Channel:
 
     async def drain(self) -> None:
         """Wait until everything sent so far has been processed by the other side."""
-        async with self._room:
-            while any(True for _ in self._sequencer.unacknowledged()):
-                await self._room.wait()
+        await self._room.wait_until(lambda: not any(True for _ in self._sequencer.unacknowledged()))
 
     async def say_bye(self) -> None:
         """Tell the other side that nothing more will come, if it still listens."""
@@ -213,10 +217,21 @@ class Channel:
 
     # ---- sending ----
 
+    @asynccontextmanager
+    async def _sending(self) -> AsyncIterator[None]:
+        """`_send_lock`, without giving way to other tasks where it is free: the payload's path has one checkpoint."""
+        await trio.lowlevel.checkpoint_if_cancelled()
+        try:
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
+            yield
+        finally:
+            self._send_lock.release()
+
     async def _wait_room(self, size: int) -> None:
-        async with self._room:
-            while not self._sequencer.has_room(size):
-                await self._room.wait()
+        await self._room.wait_until(lambda: self._sequencer.has_room(size))
 
     async def _keep_and_transmit(self, header: Header, payload: Kept) -> None:
         self._sequencer.keep(header, payload)
@@ -244,12 +259,11 @@ class Channel:
         raw = header.encode()
         await self._pacer.pay(len(raw))
         if isinstance(payload, KeptPipe):
-            self._retention.sink.discard(self._scratch.reader, pending(self._scratch.reader))
-            self._retention.copy_into(payload, self._scratch)
-            await transport.send_all(raw, more=True)
-            for _, size in self._parts(payload.size):
+            ahead = await self._load_scratch(transport, raw, payload)
+            for _, size in self._parts(ahead + payload.size):
                 await self._pacer.pay(size)
                 await transport.send_pipe(self._scratch.reader, size)
+            self._scratch_used = False
         elif len(payload) <= MAX_DATA // 16 and not self._pacer.limits:
             await transport.send_all(raw + payload)
         else:
@@ -257,6 +271,23 @@ class Channel:
             for start, size in self._parts(len(payload)):
                 await self._pacer.pay(size)
                 await transport.send_all(memoryview(payload)[start : start + size])
+
+    async def _load_scratch(self, transport: Transport, raw: bytes, payload: KeptPipe) -> int:
+        """Put header and payload into one pipe, so that one system call sends both; bytes of header in it.
+
+        Pages that begin and end within a page can leave no room for it: then it goes ahead by itself.
+        """
+        if self._scratch_used:  # what a cut connection has not taken
+            self._retention.sink.discard(self._scratch.reader, pending(self._scratch.reader))
+        self._scratch_used = True
+        os.write(self._scratch.writer, raw)
+        if self._retention.copy_into(payload, self._scratch):
+            return len(raw)
+        self._retention.sink.discard(self._scratch.reader, pending(self._scratch.reader))
+        if not self._retention.copy_into(payload, self._scratch):
+            raise BrokenPipeError(f"{payload.size} kept bytes do not fit into a pipe any more")
+        await transport.send_all(raw, more=True)
+        return 0
 
     def _parts(self, size: int) -> Iterator[tuple[int, int]]:
         """Start and size of what goes out at once: parts come often, for a slow rate must not look like silence."""
@@ -272,8 +303,7 @@ class Channel:
                 if self._transport is not transport:
                     return
                 await self._transmit(frame.header, frame.payload)
-        async with self._room:
-            self._room.notify_all()
+        self._room.notify()
 
     async def _acknowledge(self, transport: Transport) -> None:
         while True:
@@ -318,8 +348,7 @@ class Channel:
         match event:
             case AckReceived(seq):
                 self._release(self._sequencer.acknowledge(seq))
-                async with self._room:
-                    self._room.notify_all()
+                self._room.notify()
             case MessageReceived(seq, message):
                 self._sequencer.check(seq)
                 receiver.on_message(message)

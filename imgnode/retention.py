@@ -8,7 +8,7 @@ Everything else is kept as the bytes that were sent.
 import os
 from dataclasses import dataclass
 
-from imgnode.pipes import PIPE_SIZE, Pipe, Sink, pending, tee
+from imgnode.pipes import PIPE_SIZE, Pipe, Sink, tee
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,17 @@ class Retention:
         self._used.add(self._free.pop())
         return kept
 
-    def copy_into(self, kept: KeptPipe, scratch: Pipe) -> None:
-        """Put references to all of `kept` into the empty pipe `scratch`, from which it is sent."""
-        copied = tee(kept.pipe.reader, scratch.writer, kept.size)
-        if copied != kept.size:
-            raise BrokenPipeError(f"only {copied} of {kept.size} kept bytes could be duplicated")
+    def copy_into(self, kept: KeptPipe, scratch: Pipe) -> bool:
+        """Put references to all of `kept` into the pipe `scratch`, from which it is sent; False if it has no room."""
+        try:
+            return tee(kept.pipe.reader, scratch.writer, kept.size) == kept.size
+        except BlockingIOError:
+            return False
 
     def release(self, kept: Kept) -> None:
         """The frame was processed: its pipe can be used again."""
         if isinstance(kept, KeptPipe):
-            self.sink.discard(kept.pipe.reader, pending(kept.pipe.reader))
+            self.sink.discard(kept.pipe.reader, kept.size)
             self._used.discard(kept.pipe)
             self._free.append(kept.pipe)
 

@@ -138,6 +138,7 @@ class ImageSender:
             await trio.lowlevel.wait_readable(fd)
             return True
         self._count(image, size)
+        await trio.lowlevel.checkpoint()  # the only one, if neither pipe nor socket makes us wait
         return size > 0
 
     async def _copy_once(self, image: SentImage, fd: int) -> bool:

@@ -301,7 +301,7 @@ async def test_pages_pass_without_memory_or_descriptors_growing() -> None:
         written = 0
         while written < total:
             try:
-                written += os.write(pipe.writer, chunk)
+                written += os.write(pipe.writer, chunk[: total - written])
             except BlockingIOError:
                 await trio.lowlevel.wait_writable(pipe.writer)
         pipe.close_writer()
@@ -328,6 +328,28 @@ async def test_pages_pass_without_memory_or_descriptors_growing() -> None:
         assert len(list(Path("/proc/self/fd").iterdir())) < 4 * MAX_FRAMES_IN_FLIGHT
     assert discard.size == total
     discard.close()
+
+
+async def test_payload_that_leaves_no_room_for_its_header_in_the_pipe_arrives_too() -> None:
+    """Many small writes fill a pipe's slots long before its bytes."""
+    parts = [random_bytes(7) for _ in range(2000)]
+    collector = Collector()
+    with channels() as (proxy, cache), filled_pipe() as pipe:
+        fcntl.fcntl(pipe.writer, fcntl.F_SETFL, os.O_NONBLOCK | os.O_DIRECT)  # a slot for each write
+        sent = 0
+        for part in parts:
+            try:
+                sent += os.write(pipe.writer, part)
+            except BlockingIOError:
+                break
+
+        async def send() -> None:
+            assert await proxy.send_pipe(1, 0, pipe.reader) == sent
+            await proxy.drain()
+
+        await while_connected(send, lambda: connected(proxy, cache, Collector(), collector))
+    assert sent > 7 * 200
+    assert collector.images[1] == b"".join(parts)[:sent]
 
 
 # ---- signs of life, and their absence ----
