@@ -1,6 +1,6 @@
 """Numbers and states that the documents give are those of the code."""
 
-import importlib
+import importlib.util
 import re
 from pathlib import Path
 
@@ -25,9 +25,13 @@ def test_a_constant(page: Path, module: str, name: str, value: str) -> None:
 
 
 def test_states_follow_as_the_table_says() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)*) ?\|$", LINK.partition("## States of a session")[2], re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)*) ?\|$", LINK.partition("## States of a session")[2], re.MULTILINE
+    )
     told = {state: set(re.findall(r"`(\w+)`", after)) for state, after in rows}
-    assert told == {state.value: {then.value for then in SessionState if _may_follow(state, then)} for state in SessionState}
+    assert told == {
+        state.value: {then.value for then in SessionState if _may_follow(state, then)} for state in SessionState
+    }
 
 
 def _may_follow(now: SessionState, then: SessionState) -> bool:
