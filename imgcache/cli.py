@@ -18,7 +18,6 @@ from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import parse_size, run_program, show_size
 from imgnode.control_client import ControlClient, Request
 from imgnode.preflight import check_images_dir
-from imgnode.tls import server_context
 from imgwire.errors import UsageError
 
 app = typer.Typer(
@@ -184,6 +183,8 @@ def _tls(
     ca: Path | None, cert: Path | None, key: Path | None, insecure: bool, addresses: tuple[Address, ...]
 ) -> ssl.SSLContext | None:
     if ca and cert and key:
+        from imgnode.tls import server_context  # with TLS only: it is slow to import
+
         return server_context(ca, cert, key)
     if ca or cert or key:
         raise UsageError("TLS needs all of --tls-cacert, --tls-cert and --tls-key; `imgproxy certs` makes them")

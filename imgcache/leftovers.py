@@ -16,8 +16,6 @@ import trio
 from imgcache.session import Session
 from imgnode import proc
 from imgnode.proc import PROC, ProcessId
-from transform.images.codec import decode, scan
-from transform.images.proto import memory_pb2, task_pb2
 
 _log = structlog.get_logger()
 
@@ -78,6 +76,9 @@ def _trees(pids: list[int]) -> list[ProcessId]:
 
 
 def _root_in_images(session: Session) -> int:
+    from transform.images.codec import decode  # needed once in a while, and slow to import
+    from transform.images.proto import task_pb2
+
     image = session.store.find("pstree.img")
     if image is None:
         return 0
@@ -101,6 +102,9 @@ def _runs(session: Session, pid: int) -> bool:
 
 def _is_mapped(session: Session, pid: int, address: int) -> bool:
     """Whether the dumped process had a mapping at `address`."""
+    from transform.images.codec import scan
+    from transform.images.proto import memory_pb2
+
     name = f"mm-{pid}.img"
     image = session.store.find(name)
     if image is None:

@@ -28,7 +28,6 @@ from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather
 from imgnode.tcp_peer import is_trusted
-from imgnode.tls import describe_tls_error
 from imgnode.tls_stream import secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport
 from imgnode.unix import allowed, listening, peer_credentials
@@ -187,6 +186,8 @@ class CacheServer:
             with trio.fail_after(GREETING_TIMEOUT):
                 secured = await secure(stream, context)
         except (trio.BrokenResourceError, trio.TooSlowError, ssl.SSLError) as error:
+            from imgnode.tls import describe_tls_error
+
             _log.warning("TLS with a source failed", error=describe_tls_error(error))
             return
         await links.serve(StreamTransport(secured))

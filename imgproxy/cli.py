@@ -13,7 +13,6 @@ import structlog
 import trio
 import typer
 
-from imgnode import certs as certificates
 from imgnode import logs
 from imgnode.addresses import parse_address
 from imgnode.command_line import run_program
@@ -249,11 +248,13 @@ def recover_command(
 def certs(
     directory: Annotated[Path, typer.Argument(help="Where the files go; made if it is missing.")],
     nodes: Annotated[list[str], typer.Argument(help="Host names or addresses, as they are written after --to.")],
-    days: Annotated[int, typer.Option(help="How long they are valid.")] = certificates.DEFAULT_DAYS,
+    days: Annotated[int, typer.Option(help="How long they are valid.")] = 365,
 ) -> None:
     """Make a CA and a certificate for each node."""
 
     def main() -> int:
+        from imgnode import certs as certificates  # for this command only: it is slow to import
+
         certificates.run(directory, nodes, days)
         return 0
 

@@ -11,7 +11,6 @@ import typer
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import parse_size
 from imgnode.journal import Journal
-from imgnode.tls import client_context
 from imgproxy.dialer import Dialer
 from imgwire.errors import UsageError
 from transform.chain import Chain
@@ -49,6 +48,8 @@ class TlsFiles:
     def context(self) -> ssl.SSLContext | None:
         """What to connect with; None without TLS."""
         if self.cacert and self.cert and self.key:
+            from imgnode.tls import client_context  # with TLS only: it is slow to import
+
             return client_context(self.cacert, self.cert, self.key)
         if self.cacert or self.cert or self.key:
             raise UsageError("TLS needs all of --tls-cacert, --tls-cert and --tls-key; `imgproxy certs` makes them")

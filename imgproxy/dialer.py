@@ -11,7 +11,6 @@ from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddres
 from imgnode.channel import Channel
 from imgnode.greeting import GREETING_TIMEOUT, SessionRefused, open_session, resolve_session
 from imgnode.tcp_peer import is_trusted
-from imgnode.tls import describe_tls_error
 from imgnode.tls_stream import secure
 from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport, Transport
 from imgproxy.source import CacheView
@@ -93,6 +92,8 @@ class Dialer:
                 raise UsageError(f"{self.address}: is not something to connect to")
 
     def _why(self, error: BaseException) -> str:
+        from imgnode.tls import describe_tls_error  # when something went wrong only: it is slow to import
+
         if self.tls is not None and not isinstance(error, OSError | ssl.SSLError):
             return describe_tls_error(error)
         if isinstance(error, ssl.SSLError):

@@ -16,9 +16,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from scripts.benchmarks.contenders import Contender, Move, Trip
 from scripts.benchmarks.nodes import CommandFailed, started_node
 from scripts.benchmarks.subject import Subject, Workload
+from scripts.benchmarks.warm import warm_memory
 
 #: Pids from here on are for what is moved: no node uses them for itself.
 FIRST_PID = 20000
@@ -126,6 +129,7 @@ async def measure(
             note = directory / "dump-started"
             trip = Trip(source, destination, directory, subjects, _wrap(setting.criu, directory, note))
             async with contender.prepared(trip) as move:
+                await trio.to_thread.run_sync(warm_memory, workload.total * sessions)
                 commanded = time.time()
                 await (around(trip, move) if around else move())
                 for subject in subjects:

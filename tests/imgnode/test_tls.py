@@ -136,9 +136,7 @@ async def test_refusal_reaches_a_client_that_has_already_sent(sets: Path, node_b
 
     async with trio.open_nursery() as nursery:
         (listener,) = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
-        stream = await secure(
-            await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]), context, HOST
-        )
+        stream = await secure(await trio.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1]), context, HOST)
         await stream.send_all(bytes(100_000))
         with pytest.raises(trio.BrokenResourceError) as caught:
             await stream.receive_some(1)
