@@ -1,9 +1,10 @@
 """The documents as the tests read them: fenced blocks, and the shell sessions that they tell.
 
 A block tagged `console` is run. Its prompt names the node (`source$`, `destination$`), a trailing `&` puts a program
-into the background, `wait` waits for those of its node, the lines below a command are what it prints, `...` standing
-for anything. A comment `<!-- nodes -->` (or `<!-- nodes: joined -->`, with a network between them) begins a scenario:
-two fresh nodes, on which all blocks up to the next such comment are run in order. Other tags are not run.
+into the background, `wait` waits for those of its node (`kill -KILL %1` kills the first), the lines below a command
+are what it prints, `...` standing for anything. A comment `<!-- nodes -->` (or `<!-- nodes: joined -->`, with a network
+between them) begins a scenario: two fresh nodes, on which all blocks up to the next such comment are run in order.
+Other tags are not run.
 """
 
 import re

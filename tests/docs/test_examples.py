@@ -35,6 +35,8 @@ class Session:
             await self._start(command)
         elif command.text == "wait":
             _compare(command, await self._wait(command.node))
+        elif command.text == "kill -KILL %1":
+            await self._kill(command.node)
         else:
             done = await self._nodes[command.node].run("bash", "-c", f"exec 2>&1; {command.text}")
             assert done.code == 0, f"{command.place}: {command.text}: exit code {done.code}: {done.stdout}"
@@ -55,6 +57,11 @@ class Session:
         self._background.append((command.node, words, program))
         if name is not None:
             await program.wait_stderr(READY[name])
+
+    async def _kill(self, node: str) -> None:
+        entry = next(entry for entry in self._background if entry[0] == node)
+        self._background.remove(entry)
+        await entry[2].kill9()
 
     async def _wait(self, node: str) -> str:
         output = ""

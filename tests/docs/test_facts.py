@@ -1,5 +1,6 @@
 """Numbers and states that the documents give are those of the code."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -59,3 +60,21 @@ def test_modules_that_are_named_exist() -> None:
 
 
 _MODULE = re.compile(r"`((?:imgwire|imgnode|imgproxy|imgcache|transform|criu_image_streamer)(?:\.[a-z_]+)+)`")
+
+
+def _texts() -> set[str]:
+    """Every text in the programs; of one with values in it, the parts between them."""
+    packages = ("imgwire", "imgnode", "imgproxy", "imgcache", "transform", "criu_image_streamer")
+    sources = [path.read_text() for package in packages for path in (ROOT / package).rglob("*.py")]
+    nodes = (node for source in sources for node in ast.walk(ast.parse(source)))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_messages_that_are_explained_exist() -> None:
+    """In the first column of a table of messages; those of CRIU are marked as such."""
+    page = (ROOT / "docs/troubleshooting.md").read_text()
+    cells = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ") and "CRIU: " not in line]
+    parts = {part for cell in cells for code in re.findall(r"`([^`]+)`", cell) for part in code.split("...")}
+    texts = _texts()
+    assert len(parts) > 40
+    assert not {part for part in parts if not any(part in text for text in texts)}
