@@ -4,6 +4,8 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import trio
@@ -23,21 +25,27 @@ sock.recv(1)
 """
 
 
+@contextmanager
+def _connecting(port: int, uid: int, host: str) -> Iterator[None]:
+    """A process of `uid` connects and stays."""
+    client = subprocess.Popen([sys.executable, "-S", "-c", CONNECT, str(port), str(uid), host])
+    try:
+        yield
+    finally:
+        client.kill()
+        client.wait()
+
+
 async def _peer_as(uid: int, family: socket.AddressFamily, host: str, connect_to: str) -> bool:
     """Whether a connection made by `uid` is trusted."""
     with trio.socket.socket(family) as listener:
         await listener.bind((host, 0))
         listener.listen()
-        port = listener.getsockname()[1]
-        client = subprocess.Popen([sys.executable, "-S", "-c", CONNECT, str(port), str(uid), connect_to])
-        try:
+        with _connecting(listener.getsockname()[1], uid, connect_to):
             with trio.fail_after(10):
                 sock, _ = await listener.accept()
             with sock:
                 return is_trusted(sock)
-        finally:
-            client.kill()
-            client.wait()
 
 
 @pytest.mark.parametrize(
