@@ -110,19 +110,29 @@ async def _while_worthwhile(session: Session, criu: int) -> AsyncIterator[None]:
 
 async def _conclude(session: Session, criu: int, leftovers: Leftovers) -> None:
     """CRIU has ended or the session has: find out what runs, clear away what does not."""
-    if session.state is SessionState.RUNNING:
-        session.attempt = None
-        return
-    if criu:
+    if criu and not _is_running(session):
         with trio.move_on_after(leftovers.PATIENCE):
             await watch(criu)
     attempt = session.attempt
-    if attempt and session.state is SessionState.COMMITTED and await leftovers.runs(session, attempt.init):
+    if await _runs(session, leftovers):
         session.running()
         session.attempt = None
         return
     await leftovers.clear(attempt.init if attempt else 0)
     session.restore_failed(_reason(session.directory / "restore.log", criu))
+
+
+async def _runs(session: Session, leftovers: Leftovers) -> bool:
+    """Whether the process runs here. Its own word may come while we look, and then counts; images stay until then."""
+    if _is_running(session) or session.state is not SessionState.COMMITTED or session.attempt is None:
+        return _is_running(session)
+    with session.reading():
+        seen = await leftovers.runs(session, session.attempt.init)
+    return seen or _is_running(session)
+
+
+def _is_running(session: Session) -> bool:
+    return session.state is SessionState.RUNNING
 
 
 def _reason(log: Path, criu: int) -> str:
