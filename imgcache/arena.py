@@ -207,12 +207,12 @@ def pwrite_all(fd: int, data: bytes | memoryview, offset: int) -> None:
 
 
 def pread_all(fd: int, size: int, offset: int) -> bytes:
-    """Read `size` bytes at `offset`; EOFError if the file ends before."""
+    """Read `size` bytes at `offset`; OSError if the file ends before."""
     parts = []
     while size > 0:
         part = os.pread(fd, size, offset)
         if not part:
-            raise EOFError(f"{size} bytes less than expected")
+            raise OSError(f"{size} bytes less than expected")
         parts.append(part)
         offset += len(part)
         size -= len(part)

@@ -69,6 +69,7 @@ def run(
             memory_limit=parse_size(memory_limit) if memory_limit else None,
             journal=journal and journal.absolute(),
             metrics=metrics,
+            insecure=insecure,
             host=HostConfig(criu, allow_restore, release == "read", source_timeout),
         )
         trio.run(CacheServer(config).run)

@@ -17,6 +17,7 @@ from imgcache.host import SERVE_SOCKET, Host, HostConfig
 from imgcache.link_server import LinkServer
 from imgcache.registry import Registry
 from imgcache.requests import Requests
+from imgcache.serve.extract import extract
 from imgnode import systemd
 from imgnode.action_script_file import action_script
 from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddress
@@ -52,6 +53,7 @@ class CacheConfig:
     memory_limit: int | None = None
     journal: Path | None = None
     metrics: str | None = None
+    insecure: bool = False  #: plain TCP even off loopback
     host: HostConfig = field(default_factory=HostConfig)
 
 
@@ -93,6 +95,7 @@ class CacheServer:
             await nursery.start(serve_metrics, self._config.metrics, self._metrics.registry)
         for name, sockets in systemd.listen_fds().items():
             for sock in sockets:
+                self._check_activated(sock, name)
                 await nursery.start(self._accept, trio.socket.from_stdlib_socket(sock), links, f"socket {name}")
         for address in self._config.listen:
             await nursery.start(self._listen, address, links)
@@ -113,8 +116,25 @@ class CacheServer:
         with trio.move_on_after(STOP_GRACE):
             for session in self._registry:
                 await session.until_told()
+        await self._keep_images()
         for session in self._registry.live():
             _log.warning("stays in the journal: start the cache again", session=session.name, state=session.state)
+
+    def _check_activated(self, sock: socket.socket, name: str) -> None:
+        """What systemd passes is bound already; the rule for plain TCP is the same as for --listen."""
+        if sock.family == socket.AF_UNIX or self._config.tls is not None or self._config.insecure:
+            return
+        address = TcpAddress(*sock.getsockname()[:2])
+        if not address.is_loopback:
+            raise UsageError(f"socket {name} ({address}): plain TCP off loopback; use the --tls options or --insecure")
+
+    async def _keep_images(self) -> None:
+        """Sessions that are committed and not restored yet are the only copies: put their images into files."""
+        for session in self._registry.live():
+            if session.state is SessionState.COMMITTED and not session.revived and session.attempt is None:
+                directory = session.directory.with_name(f"{session.name}.images")
+                await extract(session, directory)
+                _log.error("the only images of a process are now files", session=session.name, directory=str(directory))
 
     async def _facts(self) -> dict[str, object]:
         host = self._config.host

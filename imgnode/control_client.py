@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 #: Longest line taken: names, numbers, a path or two; `status` answers one line per session.
 MAX_LINE = 1 << 16
 
+#: Most bytes of answers that wait to be looked at.
+MAX_RECEIVED = 2 * MAX_LINE
+
 Request = dict[str, "Any"]
 
 
@@ -29,29 +32,41 @@ class ControlClient:
     """The blocking side: ask, then read one or more answers."""
 
     def __init__(self, path: str) -> None:
+        self._received = b""
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             self._sock.connect(path)
         except OSError:
             self._sock.close()
             raise
-        self._lines = self._sock.makefile("rb")
 
     def fileno(self) -> int:
-        """For poll."""
+        """For poll. A line that `has_answer` knows of has been read already and does not show there."""
         return self._sock.fileno()
+
+    @property
+    def has_answer(self) -> bool:
+        """Whether the next answer has come together with the one before."""
+        return b"\n" in self._received
 
     def ask(self, request: Request) -> None:
         """Send the request."""
         self._sock.sendall(json.dumps(request).encode() + b"\n")
 
     def answer(self) -> Request | None:
-        """The next answer; None when the program has gone away."""
-        try:
-            line = self._lines.readline(MAX_LINE)
-        except ConnectionResetError:
-            return None
-        return parse_line(line) if line.endswith(b"\n") else None
+        """The next answer; None when the program has gone away. ValueError for what is no answer."""
+        while not self.has_answer:
+            try:
+                data = self._sock.recv(MAX_LINE)
+            except ConnectionResetError:
+                return None
+            if not data:
+                return None
+            self._received += data
+            if len(self._received) > MAX_RECEIVED:
+                raise ValueError("an answer that does not end")
+        line, _, self._received = self._received.partition(b"\n")
+        return parse_line(line)
 
     def answers(self) -> Iterator[Request]:
         """All answers until the program hangs up."""
@@ -60,5 +75,4 @@ class ControlClient:
 
     def close(self) -> None:
         """Hang up."""
-        self._lines.close()
         self._sock.close()

@@ -3,6 +3,7 @@
 CRIU may be killed while its script runs; the script notices at once, on a pidfd.
 """
 
+import os
 import select
 
 from imgnode import proc
@@ -26,6 +27,12 @@ class CriuWatch:
         except ProcessLookupError:
             self._fd = None
 
+    def close(self) -> None:
+        """Watch no longer."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
     def died_within(self, milliseconds: int) -> bool:
         """Whether CRIU is dead, or dies within that time."""
         if self._fd is None:
@@ -36,6 +43,8 @@ class CriuWatch:
 
     def answer(self, client: ControlClient) -> Request | None:
         """The program's next answer; None if it hung up or CRIU died."""
+        if client.has_answer:
+            return client.answer()
         poll = select.poll()
         poll.register(client.fileno(), select.POLLIN)
         if self._fd is not None:

@@ -40,8 +40,6 @@ class Metrics:
     """Sessions now, by state."""
     reconnects: Counter = field(init=False)
     """Times that a cut link was joined again."""
-    dedup_bytes: Counter = field(init=False)
-    """Bytes before (`in`) and after (`out`) dropping pages that the cache already had."""
     zstd_bytes: Counter = field(init=False)
     """Bytes before (`in`) and after (`out`) compression."""
     patches: Counter = field(init=False)
@@ -54,7 +52,6 @@ class Metrics:
     def __post_init__(self) -> None:
         self._counter("image_bytes", "Bytes of images", ("direction", "kind"))
         self._counter("reconnects", "Links joined again after a cut", ())
-        self._counter("dedup_bytes", "Bytes before and after dropping known pages", ("direction",))
         self._counter("zstd_bytes", "Bytes before and after compression", ("direction",))
         self._counter("patches", "Ranges rewritten in place", ())
         self._set("sessions", Gauge("imgnode_sessions", "Sessions by state", ("state",), registry=self.registry))

@@ -121,7 +121,7 @@ def run(
 def migrate_command(
     context: typer.Context,
     pid: Annotated[int, typer.Argument(help="Root of the process tree. CRIU's own options may follow.")],
-    to: given.To,
+    to: given.ToCache,
     session: given.Name = "",
     criu: Annotated[str, typer.Option(help="The CRIU program here.")] = "criu",
     wait_restored: Annotated[bool, typer.Option(help="End the process here only when it is restored there.")] = True,

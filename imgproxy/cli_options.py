@@ -20,6 +20,7 @@ from transform.options import transforms
 _CACHE = "Where the images go: HOST:PORT or unix:PATH of an imgcache, fd:IN,OUT to one, or file:PATH to park them."
 
 To = Annotated[str, typer.Option("--to", help=_CACHE)]
+ToCache = Annotated[str, typer.Option("--to", help="HOST:PORT or unix:PATH of an imgcache, or fd:IN,OUT to one.")]
 OptionalTo = Annotated[str | None, typer.Option("--to", help=_CACHE)]
 Name = Annotated[str, typer.Option("--session", help="Name of the session at the cache.")]
 CaCert = Annotated[Path | None, typer.Option("--tls-cacert", help="CA that signed both nodes' certificates.")]

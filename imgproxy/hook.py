@@ -69,9 +69,12 @@ def _hand_over(action: Action) -> int:
 def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
     """The point of no return: while CRIU still holds every task, write it down and kill."""
     tree = proc.tree(action.init)
-    if watch.died_within(0) or any(proc.tracer(task.pid) != action.criu for task in tree):
+    if not _held(tree, action, watch):
         return _refuse("criu has let the tasks go: they run on here")
     journal.write("deciding", tree=[list(task) for task in tree])
+    if not _held(tree, action, watch):  # writing takes milliseconds: it may have died meanwhile
+        journal.write("aborted", reason="criu died before the tree was killed")
+        return _refuse("criu has let the tasks go: they run on here")
     proc.kill_tree(tree)
     proc.wait_doomed(tree, KILL_TIMEOUT)
     journal.write("committed")
@@ -80,6 +83,14 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
     except UsageError:  # the proxy died meanwhile: the cache must hear it from somebody
         _recover(journal)
     return 0
+
+
+def _held(tree: list[proc.ProcessId], action: Action, watch: CriuWatch) -> bool:
+    """Whether CRIU lives and traces every task, so that none can run."""
+    try:
+        return not watch.died_within(0) and all(proc.tracer(task.pid) == action.criu for task in tree)
+    except ProcessLookupError:
+        return False
 
 
 def _proxy_is_gone(session: Request) -> int:

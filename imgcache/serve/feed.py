@@ -161,6 +161,6 @@ def _splice_blocking(piece: Extent, pipe: int) -> None:
         except BlockingIOError:
             return
         if not moved:
-            raise EOFError(f"the stored image ends {left} bytes before its size")
+            raise OSError(f"the stored image ends {left} bytes before its size")
         offset += moved
         left -= moved
