@@ -39,6 +39,8 @@ from transform.chain import Chain
 
 #: Seconds for the cache to take note of how a session ended before that is left to `imgproxy recover`.
 FAREWELL = 10.0
+#: Seconds between two attempts at that.
+FAREWELL_PAUSE = 0.5
 
 _log = structlog.get_logger()
 
@@ -192,12 +194,18 @@ class SourceSession:
 
     async def _tell_again(self, commit: bool) -> bool:
         """The channel is gone for good (the cache was restarted): its journal knows the session."""
-        try:
-            await self.config.dialer.resolve(messages.Resolve(self.identity, commit, self.handover.reason))
-        except (CannotConnect, SessionRefused) as error:
-            _log.warning("the cache does not take it", error=str(error))
-            return not commit and isinstance(error, SessionRefused)
-        return True
+        resolve = messages.Resolve(self.identity, commit, self.handover.reason)
+        while True:
+            try:
+                await self.config.dialer.resolve(resolve)
+            except SessionRefused as error:
+                _log.warning("the cache does not take it", error=str(error))
+                return not commit
+            except CannotConnect as error:
+                _log.debug("the cache cannot be reached yet", error=str(error))
+                await trio.sleep(FAREWELL_PAUSE)
+            else:
+                return True
 
     def _write_opened(self) -> None:
         self.journal.write(

@@ -1,8 +1,9 @@
 """Kill -9 of every component at every phase: the process runs on exactly one node afterwards, and nothing is left over.
 
 Each run migrates a self-checking tree, kills one component at a moment drawn from the seed, and does what an operator
-or a service manager would do: starts a killed cache again, runs `imgproxy recover` where a proxy was killed. Then the
-tree must run in one node, whole, its memory right, its history without a second copy or a step back.
+or a service manager would do: starts a killed cache again, and runs `imgproxy recover` where a proxy was killed or
+could not reach its cache. Then the tree must run in one node, whole, its memory right, its history without a second
+copy or a step back.
 """
 
 import random
@@ -76,7 +77,7 @@ async def _run(nodes: Nodes, a: Node, b: Node, criu: Path, draw: random.Random, 
     if victim == "cache":
         await cache.wait()
         cache = await _cache(b, port, criu)
-    await _settle(a, b, check, proxy, recover=victim == "proxy")
+    await _settle(a, b, check, proxy, recover=victim in ("proxy", "cache"))
     await assert_runs(check, a if _in(a, check) else b)
     await _finish(a, b, check, cache)
 
