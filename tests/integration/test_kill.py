@@ -34,7 +34,7 @@ BATCHES = {"proxy": 10, "cache": 10, "dump": 10, "restore": 10, "dump-hook": 2, 
 #: When to kill: after what the cache has logged (None: after the start), plus a random part of so many seconds.
 MOMENTS = [(None, 1.2), ("session opened", 0.3), ("complete", 0.15), ("restored", 0.08), ("committed", 0.08)]
 #: Seconds within which all is settled, a lost peer's timeouts included.
-SETTLED = 45.0
+SETTLED = 120.0
 
 
 def _free_port() -> int:
