@@ -8,6 +8,8 @@ seen at its program counter: inside a mapping of the dumped process it runs, in 
 
 import os
 import re
+import select
+import time
 from pathlib import Path
 
 import structlog
@@ -18,6 +20,9 @@ from imgnode import proc
 from imgnode.proc import PROC, ProcessId
 
 _log = structlog.get_logger()
+
+#: Seconds for the tasks of a killed CRIU to come to rest.
+SETTLING = 1.0
 
 _NAMESPACE_PID = re.compile(r"^NSpid:.*\t(\d+)$", re.MULTILINE)
 
@@ -86,18 +91,36 @@ def _root_in_images(session: Session) -> int:
     return tasks[0].pid if tasks else 0
 
 
-def _runs(session: Session, pid: int) -> bool:
+def _runs(session: Session, root: int) -> bool:
+    """Whether every task of the tree executes its own instructions."""
     try:
-        if not pid or not proc.is_alive(proc.identify(pid)):
-            return False
-        status = Path(PROC, str(pid), "status").read_text()
-        where = Path(PROC, str(pid), "syscall").read_text().split()
-    except (ProcessLookupError, FileNotFoundError):
+        return bool(root) and all(_task_runs(session, task) for task in proc.tree(root))
+    except ProcessLookupError:
         return False
-    if where[0] == "running":
-        return True
-    inside = _NAMESPACE_PID.search(status)
-    return _is_mapped(session, int(inside[1]) if inside else pid, int(where[-1], 16))
+
+
+def _task_runs(session: Session, task: ProcessId) -> bool:
+    """Whether one task does. One that is on a CPU shows no program counter: it is looked at again, until it waits.
+
+    CRIU's restorer does not compute, it waits; who is still on a CPU after SETTLING seconds is in its own program.
+    """
+    pause, end = select.poll(), time.monotonic() + SETTLING
+    stuck = False
+    while time.monotonic() < end:
+        if not proc.is_alive(task):
+            return False
+        try:
+            status = Path(PROC, str(task.pid), "status").read_text()
+            where = Path(PROC, str(task.pid), "syscall").read_text().split()
+        except (ProcessLookupError, FileNotFoundError):
+            return False
+        inside = _NAMESPACE_PID.search(status)
+        if where[0] != "running":
+            if _is_mapped(session, int(inside[1]) if inside else task.pid, int(where[-1], 16)):
+                return True
+            stuck = True
+        pause.poll(10)
+    return not stuck and proc.is_alive(task)
 
 
 def _is_mapped(session: Session, pid: int, address: int) -> bool:
