@@ -6,7 +6,6 @@ A user sees one line that says what, where and what to do; `-v` shows where in t
 import re
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import structlog
 import trio
@@ -54,8 +53,3 @@ def explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def absolute(path: Path) -> Path:
-    """A path that means the same to every program that gets it."""
-    return path.absolute()

@@ -1,13 +1,12 @@
 """Sizes as people write them, and errors as they read them."""
 
-from pathlib import Path
 
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgnode.command_line import absolute, explain, parse_size, run_program, show_size
+from imgnode.command_line import explain, parse_size, run_program, show_size
 from imgnode.greeting import SessionRefused
 from imgwire.errors import LocalProtocolError, RemoteProtocolError, UsageError
 
@@ -85,7 +84,3 @@ def test_the_other_ends_of_a_program() -> None:
 
     assert run_program("imgtest", False, lambda: 7) == 7
     assert run_program("imgtest", False, interrupted) == 130
-
-
-def test_paths_are_made_absolute() -> None:
-    assert absolute(Path("x")) == Path.cwd() / "x"
