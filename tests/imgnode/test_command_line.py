@@ -1,6 +1,5 @@
 """Sizes as people write them, and errors as they read them."""
 
-
 import pytest
 import trio
 from hypothesis import given
