@@ -17,7 +17,11 @@ from imgnode.transport import Transport
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.frames import Header
 from imgwire.link import ByeReceived, DataStarted, GreetingReceived, LinkConnection, MessageReceived, Role
-from imgwire.messages import Hello, ImagesComplete
+from imgwire.messages import Hello
+from imgwire.states import SessionState
+
+#: What to do about an archive that is not as it was written.
+_CURE = "copy it again from where it was parked"
 
 
 class _FileTransport(Transport):
@@ -64,7 +68,7 @@ class Archive:
     async def load(self, session: Session) -> None:
         """Fill `session` and commit it: a parked process has no other copy that could run."""
         try:
-            while not await self._load_some(session):
+            while not session.over and not await self._load_some(session):
                 pass
         except (RemoteProtocolError, trio.BrokenResourceError) as error:
             raise self._damaged(error) from error
@@ -73,21 +77,21 @@ class Archive:
         session.commit()
 
     async def _load_some(self, session: Session) -> bool:
-        """Take what comes next; whether that was the end of the images."""
+        """Take what comes next; whether that was the last frame: without it the archive has been cut short."""
         for event in await self._events():
             match event:
                 case DataStarted(header):
                     await self._data(session, header)
                 case MessageReceived(_, message):
                     session.on_message(message)
-                    if isinstance(message, ImagesComplete):
-                        return True
                 case ByeReceived():
-                    raise UsageError(f"archive {self.path}: ends before its images are complete")
+                    if session.state is SessionState.RECEIVING:
+                        raise UsageError(f"archive {self.path}: ends before its images are complete; {_CURE}")
+                    return True
         return False
 
     def _damaged(self, error: Exception) -> UsageError:
-        return UsageError(f"archive {self.path}: damaged or cut at byte {self._transport.offset}: {error}")
+        return UsageError(f"archive {self.path}: damaged or cut at byte {self._transport.offset}: {error}; {_CURE}")
 
     def close(self) -> None:
         """Close the file."""
@@ -98,8 +102,7 @@ class Archive:
             while True:
                 data = await self._transport.receive_some(self._connection.wanted)
                 if not data:
-                    self._connection.receive_eof()
-                    raise RemoteProtocolError("the file ends here")
+                    raise RemoteProtocolError("the file ends here, before its last frame")
                 if events := self._connection.receive_data(data):
                     return list(events)
         except RemoteProtocolError as error:
@@ -111,7 +114,7 @@ class Archive:
             await session.on_data(payload)
             return
         if self._transport.offset + header.length > self._size:
-            raise UsageError(f"archive {self.path}: cut inside image {header.image}")
+            raise UsageError(f"archive {self.path}: cut inside image {header.image}; {_CURE}")
         session.store.adopt(header, Extent(self._transport.fd, self._transport.offset, header.length))
         self._transport.offset += header.length
         self._connection.payload_bypassed(header.length)

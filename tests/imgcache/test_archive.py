@@ -82,15 +82,23 @@ async def test_plain_pages_stay_in_the_file(node_dir: Path) -> None:
     archive.close()
 
 
-async def test_one_that_is_cut_anywhere_is_refused(node_dir: Path) -> None:
+@pytest.mark.parametrize("compress", ["off", "1"])
+async def test_one_that_is_cut_anywhere_is_refused(node_dir: Path, compress: str) -> None:
+    """Also where only the last frame, which says that nothing follows, or a part of it is missing."""
     path = node_dir / "archive"
-    await write_archive(path, {"files.img": b"f" * 300, "pages-1.img": b"p" * 3000})
+    await write_archive(path, {"files.img": b"f" * 300, "pages-1.img": b"p" * 3000}, compress)
     whole = path.read_bytes()
-    end = len(whole) - 32  # the last frame says only that nothing follows
-    for size in [*range(0, end - 1, 61), end - 1]:
+    for size in [*range(0, len(whole) - 64, 61), *range(len(whole) - 64, len(whole))]:
         path.write_bytes(whole[:size])
-        with pytest.raises(UsageError, match=f"archive {path}: "):
+        with pytest.raises(UsageError) as caught:
             await load(path, node_dir)
+        line = str(caught.value)
+        assert (
+            line.startswith(f"archive {path}: ")
+            and "cut" in line
+            and line.endswith("copy it again from where it was parked")
+        )
+        assert "\n" not in line
 
 
 async def test_one_that_is_damaged_is_refused_or_its_pages_differ(node_dir: Path) -> None:
