@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from tests.programs import Programs, compile_programs
 from tests.programs.orphanage import continue_under_a_subreaper
@@ -29,6 +30,9 @@ NODE_DIRECTORY_LIMIT = 60  # characters; sun_path has 108 for the directory and 
 MARK = "IMGPROXY_TEST_MARK"
 
 _mark_numbers = count(1)
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no error
+settings.load_profile("untimed")
 
 
 def tier_of(item: pytest.Item) -> int:

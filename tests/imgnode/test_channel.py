@@ -142,7 +142,7 @@ cut_lists = st.lists(st.tuples(budgets, budgets).filter(lambda cut: cut != (None
 
 @PAIRS
 def test_a_link_that_is_cut_anywhere_loses_nothing(pair: MakePair) -> None:
-    @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, suppress_health_check=list(HealthCheck))
     @given(image_lists, cut_lists, st.booleans())
     def check(images: list[tuple[bytes, bool, list[int]]], cuts: list[Cut], splice: bool) -> None:
         plain = [(content, by and pair is not stream_pair, sizes) for content, by, sizes in images]

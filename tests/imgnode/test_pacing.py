@@ -2,7 +2,7 @@
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -21,7 +21,6 @@ async def test_without_a_limit_nothing_waits() -> None:
 
 
 @given(st.integers(1000, 10**9), st.lists(st.integers(0, 1 << 20), min_size=1, max_size=20))
-@settings(deadline=None)
 def test_the_rate_is_kept(rate: int, sizes: list[int]) -> None:
     async def run() -> None:
         pacer = Pacer(rate)
