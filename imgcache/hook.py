@@ -85,7 +85,7 @@ class _Wait:
             if decision is not None:
                 return decision
             if self._session is None:
-                return 1  # the cache is gone and has promised nothing: the source goes on
+                return self._give_up()  # the cache is gone and has promised nothing: the source goes on
             if self._criu.died_within(RETRY):
                 return self._give_up()
 
@@ -108,16 +108,20 @@ class _Wait:
         if answer["decision"] == "run":
             return 0
         print(f"imgcache hook: {answer.get('reason', 'the process runs on at the source')}", file=sys.stderr)
-        return 1
+        return self._give_up()
 
     def _give_up(self) -> int:
-        """CRIU is dead: its tasks are stuck for good. They must not stay."""
+        """The restored tasks must not stay. CRIU may be dead, or die before it does this on our exit code."""
         proc.kill_tree(self._tree)
         return 1
 
 
 def _decide(action: Action) -> int:
-    return _Wait(action).decide()
+    try:
+        wait = _Wait(action)
+    except ProcessLookupError:
+        raise UsageError(f"process {action.init} is gone before it was restored") from None
+    return wait.decide()
 
 
 _ACTIONS = {"pre-stream": _begin, "post-restore": _decide, "pre-resume": _running}

@@ -1,7 +1,8 @@
 """What a `criu restore` leaves behind when it dies: tasks that are half restored, or restored and stuck.
 
 A killed CRIU cannot clean up. Its children wait in CRIU's restorer code for a word that never comes. They are known by
-the socket to us, which they inherited, and by the root's pid, which the action script told. Whether a task runs is
+the socket to us, which they inherited and close last, and by having been CRIU's children while it lived: noted when
+they fetch their pages, and told by the action script. Whether a task runs is
 seen at its program counter: inside a mapping of the dumped process it runs, in a mapping that the dump does not have
 (the restorer's) it is stuck. Source of the stages: CRIU's restore, tried by killing it at each.
 """
@@ -10,6 +11,7 @@ import os
 import re
 import select
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import structlog
@@ -36,6 +38,7 @@ class Leftovers:
     def __init__(self, criu: ProcessId | None, sockets: set[int]) -> None:
         self._criu = criu
         self._sockets = sockets
+        self._children: set[ProcessId] = set()
 
     @classmethod
     async def watch(cls, pid: int) -> "Leftovers":
@@ -48,6 +51,11 @@ class Leftovers:
             return cls(None, set())
         return cls(criu, await trio.to_thread.run_sync(proc.own_socket_inodes, pid))
 
+    def note_children(self) -> None:
+        """Note who CRIU's children are now: the root of the restored tree, once its tasks read their pages."""
+        if self._criu is not None:
+            self._children.update(proc.children(self._criu))
+
     async def runs(self, session: Session, init: int) -> bool:
         """Whether the restored process (root `init`; 0: as the images say) executes its own instructions."""
         root = init or _root_in_images(session)
@@ -58,24 +66,41 @@ class Leftovers:
         await trio.to_thread.run_sync(self._clear, init)
 
     def _clear(self, init: int) -> None:
-        found: list[ProcessId] = []
+        known = {*self._children, *_identified(init)}
         if self._criu is not None:
-            found += _trees([self._criu.pid]) if proc.is_alive(self._criu) else []
-            found += _trees([init] if init else [])
-        found += _trees([pid for pid in proc.socket_holders(self._sockets) if pid != os.getpid()])
-        proc.kill_tree(found)
-        try:
-            proc.wait_dead(found, self.PATIENCE)
-        except TimeoutError as error:
-            _log.error("a task of a failed restore cannot be killed", error=str(error))
+            known.add(self._criu)
+        # A task may fork while we look: its child is an orphan then, and holds the socket still.
+        while found := [*_trees(known), *_trees(_holders(self._sockets))]:
+            proc.kill_tree(found)
+            try:
+                proc.wait_dead(found, self.PATIENCE)
+            except TimeoutError as error:
+                _log.error("a task of a failed restore cannot be killed", error=str(error))
+                return
 
 
-def _trees(pids: list[int]) -> list[ProcessId]:
+def _identified(*pids: int) -> list[ProcessId]:
+    """Who has these pids now; 0 is nobody."""
     found: list[ProcessId] = []
-    for pid in pids:
+    for pid in filter(None, pids):
         try:
-            found += proc.tree(pid)
+            found.append(proc.identify(pid))
         except ProcessLookupError:  # it ended by itself
+            continue
+    return found
+
+
+def _holders(sockets: set[int]) -> list[ProcessId]:
+    return _identified(*(pid for pid in proc.socket_holders(sockets) if pid != os.getpid()))
+
+
+def _trees(roots: Iterable[ProcessId]) -> list[ProcessId]:
+    """Those of `roots` that live, and all below them that do."""
+    found: list[ProcessId] = []
+    for root in filter(proc.is_alive, roots):
+        try:
+            found += filter(proc.is_alive, proc.tree(root.pid))
+        except ProcessLookupError:
             continue
     return found
 

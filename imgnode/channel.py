@@ -117,7 +117,6 @@ class Channel:
         self._owed_bytes = self._owed_frames = 0
         self.reconnects = -1
         self.bytes_sent = 0  # on the wire, headers included; what is sent again counts again
-        self.busy_time = 0.0  # seconds spent in sending, which is mostly waiting where the link is the bottleneck
 
     @property
     def received(self) -> int:
@@ -243,7 +242,6 @@ class Channel:
         transport, whole = self._transport, False
         if transport is None:
             raise LocalProtocolError("no connection to send on")
-        started = trio.current_time()
         try:
             await self._put(transport, header, payload)
             whole = True
@@ -252,7 +250,6 @@ class Channel:
         finally:
             if not whole:  # cancellation, too, leaves half a frame on the connection
                 self._detach(transport)
-        self.busy_time += trio.current_time() - started
         self.bytes_sent += HEADER_SIZE + header.length
 
     async def _put(self, transport: Transport, header: Header, payload: Kept) -> None:

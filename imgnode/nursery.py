@@ -25,7 +25,7 @@ async def flat_nursery() -> AsyncIterator[trio.Nursery]:
 
 def _single(error: BaseException) -> BaseException | None:
     while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1:
+        if len(error.exceptions) != 1 and error.split(trio.Cancelled)[1] is not None:
             return None
         error = error.exceptions[0]
     return error

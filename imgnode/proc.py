@@ -82,11 +82,18 @@ def tree(pid: int) -> list[ProcessId]:
     """
     found = [identify(pid)]
     for process in found:
-        for child in _children(process.pid):
-            try:
-                found.append(identify(child))
-            except ProcessLookupError:
-                continue
+        found += children(process)
+    return found
+
+
+def children(process: ProcessId) -> list[ProcessId]:
+    """Its children now; empty if it is gone."""
+    found = []
+    for child in _children(process.pid) if is_alive(process) else []:
+        try:
+            found.append(identify(child))
+        except ProcessLookupError:
+            continue
     return found
 
 

@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -112,7 +112,9 @@ def run(
             recover_options=tuple(tls.words()),
             metrics=metrics,
         )
-        return await _run_capture(SourceSession(config, transforms))
+        source = SourceSession(config, transforms)
+        with _telling_if_stopped(source):
+            return await _run_capture(source)
 
     raise typer.Exit(_run(verbose, main))
 
@@ -165,7 +167,8 @@ def migrate_command(
             source = SourceSession(config, given.chain(map_path, tcp_listen_remap))
             display = choose(as_json)
             try:
-                await migrate(source, MigrateConfig(pid, criu, tuple(context.args)), display)
+                with _telling_if_stopped(source):
+                    await migrate(source, MigrateConfig(pid, criu, tuple(context.args)), display)
             finally:
                 display.close()
         return _end(source)
@@ -294,6 +297,20 @@ def _say_ready(directory: Path) -> None:
 
 
 @contextmanager
+def _telling_if_stopped(session: SourceSession) -> Iterator[None]:
+    """A signal ends us: say where that leaves the process."""
+    try:
+        yield
+    except trio.Cancelled:
+        committed = session.handover.decision is Decision.COMMITTED
+        where = (
+            "after the hand-over: the process belongs to the destination" if committed else "the process runs on here"
+        )
+        _log.warning(f"stopped; {where}")
+        raise
+
+
+@contextmanager
 def _noting_silence() -> Iterator[None]:
     try:
         yield
@@ -337,13 +354,20 @@ def _run(verbose: int, main: Callable[[], Awaitable[int]]) -> int:
     """Run `main` until it ends or a signal stops it; what went wrong as one line."""
 
     async def guarded() -> int:
+        code = 0
+
+        async def stop_on_signal() -> None:
+            nonlocal code
+            async for number in signals:
+                code = 128 + number
+                nursery.cancel_scope.cancel()
+
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async with flat_nursery() as nursery:
-                nursery.start_soon(_stop_on_signal, signals, nursery.cancel_scope)
+                nursery.start_soon(stop_on_signal)
                 code = await main()
                 nursery.cancel_scope.cancel()
-                return code
-        return 128 + signal.SIGTERM
+        return code
 
     def program() -> int:
         try:
@@ -354,9 +378,3 @@ def _run(verbose: int, main: Callable[[], Awaitable[int]]) -> int:
             raise OSError(str(error)) from error
 
     return run_program("imgproxy", bool(verbose), program)
-
-
-async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    async for _ in signals:
-        scope.cancel()
-        return

@@ -1,14 +1,12 @@
-"""When to compress: chunk by chunk, by what the link and the CPU give.
+"""When to compress: chunk by chunk, by what is seen to be faster.
 
-Plain payload costs no CPU of ours, so on a fast link compression can only lose. The link's rate is seen where sending
-has to wait for it; the compressor's rate and ratio are seen on a chunk that is compressed on trial now and then.
-Compressing pays if the slower of its two stages is faster than sending plain:
-
-    max(raw / compressor rate, raw / ratio / link rate)  <  raw / link rate
+Plain payload costs no CPU of ours, so on a fast link compression can only lose; on a slow one it wins by its ratio.
+Which it is depends on the link, on the memory and on who else wants the CPUs, and a model of all that is wrong
+somewhere. So both ways are tried on the dump itself, one right after the other, and their rates compared, in bytes of
+image per second of the clock. Now and then, and when the rate has changed, this is done again.
 """
 
 import time
-from dataclasses import dataclass
 
 import zstandard
 
@@ -18,28 +16,21 @@ from imgwire.errors import UsageError
 AUTO_LEVEL = 1
 #: Threads that compress at once: a chunk each.
 THREADS = 2
-#: A link above this many bytes/s is not even tried: level 1 does about half of that with two threads.
+#: Above this many image bytes/s plain, compressing is not even tried: level 1 does about half of that with two threads.
 FAST_LINK = 1.2e9
-#: Bytes sent before the link's rate is believed: they fill the socket's buffers first.
+#: Bytes that are not measured: the first ones fill the buffers, those after a change were sent both ways.
 WARM_UP = 8 << 20
-#: Bytes between two looks at the question.
+SETTLING = 2 << 20
+#: Bytes of the other way on trial, and of the first stretch.
+TRIAL = 6 << 20
+#: Bytes that a rate is measured over in between.
 INTERVAL = 32 << 20
-#: Looks after which a trial is made again, although the last one did not pay: memory differs from place to place.
+#: Intervals after which the other way is tried again.
 TRIAL_EVERY = 16
-#: Compressing must promise this much, or it is left alone.
-GAIN = 0.85
-
-
-@dataclass
-class _Rate:
-    """A moving average of bytes per second, by bytes."""
-
-    value: float = 0.0
-    weight: float = 0.3
-
-    def add(self, size: int, seconds: float) -> None:
-        rate = size / max(seconds, 1e-9)
-        self.value = rate if not self.value else self.value + self.weight * (rate - self.value)
+#: ... or when the rate is this many times what it was, or that part of it.
+CHANGED = 1.5
+#: Compressing must be faster by this factor: it takes CPU that others could use.
+GAIN = 1.15
 
 
 class Compression:
@@ -48,14 +39,13 @@ class Compression:
     def __init__(self, choice: str) -> None:
         self._auto = choice == "auto"
         self._level = _level(choice)
-        self._on = self._level is not None
-        self._zstd = _Rate()
-        self._link = _Rate()
-        self._ratio = 1.0
-        self._seen = self._sent = 0
-        self._busy = 0.0
-        self._next_look = WARM_UP
-        self._looks = 0  # since the last trial
+        self._usual = self._level is not None  # the way that is better, as far as is known
+        self._on = self._usual
+        self._compared = 0.0  # the usual way's rate when it was last compared with the other
+        self._intervals = 0  # since then
+        self._seen = self._start = 0  # bytes
+        self._skip, self._stretch = WARM_UP, TRIAL
+        self._since = 0.0
 
     @property
     def wanted(self) -> bool:
@@ -64,36 +54,45 @@ class Compression:
 
     def compress(self, data: bytes) -> bytes | None:
         """One zstd frame, or None if it would not be smaller. For a worker thread."""
-        started = time.thread_time()
         packed = zstandard.ZstdCompressor(level=self._level or AUTO_LEVEL, write_content_size=True).compress(data)
-        self._zstd.add(len(data) * THREADS, time.thread_time() - started)
-        self._ratio += 0.3 * (len(data) / len(packed) - self._ratio)
         return packed if len(packed) < len(data) else None
 
-    def sent(self, raw: int, wire_total: int, busy_total: float) -> None:
-        """`raw` more bytes of image are out; so far `wire_total` bytes took `busy_total` seconds on the link."""
-        self._seen += raw
-        if self._auto and self._seen >= self._next_look:
-            self._look(wire_total, busy_total)
+    def sent(self, raw: int, now: float | None = None) -> None:
+        """`raw` more bytes of pages are out, at the time `now` of time.monotonic()."""
+        if not self._auto:
+            return
+        now = time.monotonic() if now is None else now
+        before, self._seen = self._seen, self._seen + raw
+        if before < self._skip:
+            self._start, self._since = self._seen, now
+        elif self._seen - self._start >= self._stretch:
+            self._look((self._seen - self._start) / max(now - self._since, 1e-9), now)
 
-    def _look(self, wire_total: int, busy_total: float) -> None:
-        self._link.add(wire_total - self._sent, busy_total - self._busy)
-        self._sent, self._busy = wire_total, busy_total
-        self._next_look = self._seen + INTERVAL
-        if self._link.value > FAST_LINK:
-            self._on = False
-        elif not self._zstd.value or self._looks == TRIAL_EVERY:
-            self._looks = 0
-            self._on = True  # a trial: its first chunks tell rate and ratio
-            self._next_look = self._seen + (4 << 20)
+    def _look(self, rate: float, now: float) -> None:
+        """A stretch was sent at `rate`; choose how to send the next one."""
+        if self._on is not self._usual:
+            packed, plain = (rate, self._compared) if self._on else (self._compared, rate)
+            self._usual = packed > GAIN * plain
+            self._compared = packed if self._usual else plain
+            self._go_on(self._usual, INTERVAL, now)
+        elif self._trial_is_due(rate):
+            self._compared, self._intervals = rate, 0
+            self._go_on(not self._usual, TRIAL, now)
         else:
-            self._looks += 1
-            self._on = self._pays()
+            self._intervals += 1
+            self._go_on(self._usual, INTERVAL, now)
 
-    def _pays(self) -> bool:
-        plain = 1 / self._link.value
-        packed = max(1 / self._zstd.value, 1 / self._ratio / self._link.value)
-        return packed < GAIN * plain
+    def _trial_is_due(self, rate: float) -> bool:
+        if not self._usual and rate > FAST_LINK:
+            return False
+        changed = not self._compared / CHANGED <= rate <= self._compared * CHANGED
+        return changed or self._intervals >= TRIAL_EVERY
+
+    def _go_on(self, on: bool, stretch: int, now: float) -> None:
+        """Send the next `stretch` bytes compressed or not, and measure them."""
+        self._skip = self._seen + (SETTLING if on is not self._on else 0)
+        self._on, self._stretch = on, stretch
+        self._start, self._since = self._seen, now
 
 
 def _level(choice: str) -> int | None:

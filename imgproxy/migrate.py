@@ -145,7 +145,7 @@ async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence
         code = await process.wait()
     if code == 0:
         return ""
-    reason = _reason(directory / LOG) or f"exit code {code}"
+    reason = f"{_reason(directory / LOG) or f'exit code {code}'} (its log is kept as {session.config.journal / LOG})"
     session.handover.abort(f"criu dump failed: {reason}")
     return reason
 

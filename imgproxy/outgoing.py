@@ -3,7 +3,6 @@
 import os
 import select
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +18,6 @@ class Outgoing(Protocol):
     """An ordered channel for messages and image data."""
 
     splices: bool
-    bytes_sent: int
-    busy_time: float
 
     async def send(self, message: messages.Message) -> None:
         """Send a control message."""
@@ -40,8 +37,6 @@ class ArchiveWriter:
 
     def __init__(self, path: Path, hello: messages.Hello) -> None:
         self.path = path
-        self.bytes_sent = 0
-        self.busy_time = 0.0
         self._seq = 0
         self._lock = trio.Lock()
         if path.exists():
@@ -74,8 +69,7 @@ class ArchiveWriter:
             header = Header(FrameType.DATA, size, self._next(), 0, image, offset, size)
             await self._append(header, b"")
             end = os.lseek(self._fd, 0, os.SEEK_END)
-            await self._timed(lambda: splice_to_file(fd, self._fd, end, size))
-            self.bytes_sent += size
+            await trio.to_thread.run_sync(splice_to_file, fd, self._fd, end, size)
         return size
 
     async def finish(self) -> None:
@@ -95,13 +89,7 @@ class ArchiveWriter:
 
     async def _append(self, header: Header, payload: bytes) -> None:
         raw = header.encode() + payload
-        await self._timed(lambda: _write_all(self._fd, raw))
-        self.bytes_sent += len(raw)
-
-    async def _timed(self, write: Callable[[], None]) -> None:
-        started = trio.current_time()
-        await trio.to_thread.run_sync(write)
-        self.busy_time += trio.current_time() - started
+        await trio.to_thread.run_sync(_write_all, self._fd, raw)
 
 
 def readable_size(fd: int) -> int:

@@ -185,7 +185,7 @@ class ImageSender:
         self._metrics.image_bytes.labels("out", image_kind(image.name)).inc(size)
         self.bytes_by_kind[image_kind(image.name)] += size
         if is_pages(image.name):
-            self._compression.sent(size, self._out.bytes_sent, self._out.busy_time)
+            self._compression.sent(size)
 
 
 async def _read_all(name: str, fd: int) -> bytes:

@@ -272,6 +272,11 @@ class Node:
         found.pop(self.init, None)
         return found
 
+    def told(self) -> list[str]:
+        """What runs in the node and what its programs wrote to stderr: for the report of a failure."""
+        running = [f"node {self.number} runs {pid}: {command}" for pid, command in self.processes().items()]
+        return running + [f"{program}: {line}" for program in self._programs for line in program.stderr.splitlines()]
+
     def path(self, path: str | Path) -> Path:
         """Where a path of the node is found from here: its /run is its own."""
         return Path(f"/proc/{self.init}/root{path}")

@@ -249,8 +249,6 @@ class MemoryOutgoing:
     splices = False
 
     def __init__(self) -> None:
-        self.bytes_sent = 0
-        self.busy_time = 0.0
         self.messages: list[messages.Message] = []
         self._images: dict[int, bytes] = {}
 
@@ -263,7 +261,6 @@ class MemoryOutgoing:
         assert raw_length is None, "nothing was to be compressed"
         assert offset == len(self._images.get(image, b"")), "bytes came twice, or not in order"
         self._images[image] = self._images.get(image, b"") + data
-        self.bytes_sent += len(data)
 
     async def send_pipe(self, image: int, offset: int, fd: int) -> int:
         raise AssertionError("this one does not splice")

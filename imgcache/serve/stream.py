@@ -15,11 +15,12 @@ import trio
 from imgcache.leftovers import Leftovers
 from imgcache.serve.feed import Feed
 from imgcache.session import Attempt, Session
+from imgcache.store import StoredImage
 from imgnode.criu import cause
 from imgnode.nursery import flat_nursery
 from imgnode.process import watch
 from imgwire.errors import RemoteProtocolError
-from imgwire.names import image_kind
+from imgwire.names import image_kind, is_pages
 from imgwire.states import SessionState
 
 _log = structlog.get_logger()
@@ -33,7 +34,7 @@ async def serve_restore(
     session.begin(Attempt(criu, hooked))
     try:
         async with _while_worthwhile(session, criu):
-            await _serve_images(sock, session, release_as_read)
+            await _serve_images(sock, session, leftovers, release_as_read)
             sock.close()
             if criu:
                 await session.changes.wait_until(lambda: session.state is SessionState.RUNNING)
@@ -46,14 +47,21 @@ async def serve_restore(
             await _conclude(session, criu, leftovers)
 
 
-async def _serve_images(sock: trio.socket.SocketType, session: Session, release_as_read: bool) -> None:
+async def _serve_images(
+    sock: trio.socket.SocketType, session: Session, leftovers: Leftovers, release_as_read: bool
+) -> None:
+    def fed(image: StoredImage) -> None:
+        session.metrics.image_bytes.labels("out", image_kind(image.name)).inc(image.size)
+        if is_pages(image.name):
+            leftovers.note_children()
+
     with session.reading():
         await Feed(
             sock,
             session.store,
             release_as_read=release_as_read,
             until_servable=lambda: _until_servable(sock, session),
-            fed=lambda image: session.metrics.image_bytes.labels("out", image_kind(image.name)).inc(image.size),
+            fed=fed,
         ).run()
 
 

@@ -12,6 +12,7 @@ import trio.testing
 from imgcache.leftovers import Leftovers
 from imgcache.serve.stream import serve_restore
 from imgcache.session import Session
+from imgnode import proc
 from imgnode.nursery import flat_nursery
 from imgnode.unix import listening
 from imgwire.states import SessionState
@@ -237,6 +238,25 @@ async def test_one_that_is_killed_is_cleared_away_and_another_may_come(session: 
         assert session.failures == 1 and session.state is SessionState.COMPLETE
     async with served(session, node_dir / "s") as at:
         assert await at.criu.image("pages-1.img") == PAGES
+
+
+async def test_tasks_of_one_that_is_killed_are_cleared_away_after_they_have_closed_its_socket(
+    session: Session, node_dir: Path
+) -> None:
+    complete(session)
+    command = [sys.executable, "-m", "tests.fake_criu", "tree", str(node_dir / "s"), "pages-1.img"]
+    async with listening(node_dir / "s") as listener, trio.open_nursery() as nursery:
+        criu = await trio.lowlevel.open_process(command, stdout=-1)
+        sock, _ = await listener.accept()
+        nursery.start_soon(lambda: serve_restore(sock, session, criu=criu.pid, hooked=True))
+        assert criu.stdout is not None
+        task = proc.identify(int(await criu.stdout.receive_some(20)))
+        assert proc.is_alive(task)
+        criu.kill()
+        await criu.wait()
+        await criu.stdout.aclose()
+    assert not proc.is_alive(task)
+    assert session.failures == 1
 
 
 async def test_one_that_is_left_by_the_session_is_killed(

@@ -44,3 +44,11 @@ async def test_cancellation_passes() -> None:
             nursery.start_soon(trio.sleep_forever)
             scope.cancel()
     assert scope.cancelled_caught
+
+
+async def test_several_cancelled_tasks_are_one_cancellation() -> None:
+    with trio.CancelScope() as scope, pytest.raises(trio.Cancelled):
+        async with flat_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            nursery.start_soon(trio.sleep_forever)
+            scope.cancel()

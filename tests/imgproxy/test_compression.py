@@ -3,7 +3,7 @@
 import pytest
 import zstandard
 
-from imgproxy.compression import FAST_LINK, INTERVAL, THREADS, WARM_UP, Compression
+from imgproxy.compression import FAST_LINK, INTERVAL, TRIAL, TRIAL_EVERY, WARM_UP, Compression
 from imgwire.errors import UsageError
 from imgwire.frames import MAX_DATA
 from tests.playbook import random_bytes
@@ -15,83 +15,90 @@ NOISE = random_bytes(MAX_DATA)
 
 
 class FakeLink:
-    """A link of a certain rate, on which chunks are sent as the sender does."""
+    """Sends chunks as the sender does, on a link and with a compressor of certain rates, in bytes per second."""
 
-    def __init__(self, compression: Compression, rate: float) -> None:
-        self.compression, self.rate = compression, rate
-        self.wire = 0
-        self.busy = 0.0
-        self.packed = 0
+    def __init__(self, compression: Compression, link: float, zstd: float = 800e6, ratio: float = 3.0) -> None:
+        self.compression, self.link, self.zstd, self.ratio = compression, link, zstd, ratio
+        self.now = 1000.0
+        self.plain = self.packed = 0  # bytes of image
+        self.changes = 0
 
-    def send(self, data: bytes, total: int) -> None:
-        for _ in range(total // len(data)):
-            packed = self.compression.compress(data) if self.compression.wanted else None
-            self.packed += packed is not None
-            size = len(packed or data)
-            self.wire += size
-            self.busy += size / self.rate
-            self.compression.sent(len(data), self.wire, self.busy)
+    def send(self, total: int) -> "FakeLink":
+        for _ in range(total // MAX_DATA):
+            on = self.compression.wanted
+            if on:
+                self.packed += MAX_DATA
+                self.now += MAX_DATA / min(self.zstd, self.link * self.ratio)
+            else:
+                self.plain += MAX_DATA
+                self.now += MAX_DATA / self.link
+            self.compression.sent(MAX_DATA, self.now)
+            self.changes += self.compression.wanted is not on
+        return self
 
 
-def auto(rate: float, data: bytes, total: int = 4 * INTERVAL) -> tuple[Compression, FakeLink]:
-    compression = Compression("auto")
-    link = FakeLink(compression, rate)
-    link.send(data, total)
-    return compression, link
+def auto(link: float, **rates: float) -> FakeLink:
+    return FakeLink(Compression("auto"), link, **rates).send(1 << 30)
 
 
 def test_a_slow_link_gets_compressible_data_compressed() -> None:
-    compression, link = auto(20e6, TEXT)
-    assert compression.wanted
-    assert link.wire < 2 * WARM_UP
+    sent = auto(20e6)
+    assert sent.compression.wanted
+    assert sent.plain <= WARM_UP + 3 * TRIAL, "and soon"
 
 
 def test_a_slow_link_does_not_get_noise_compressed() -> None:
-    compression, link = auto(20e6, NOISE)
-    assert not compression.wanted
-    assert link.packed == 0 and link.wire == 4 * INTERVAL
+    sent = auto(20e6, ratio=1.0)
+    assert not sent.compression.wanted
+    assert 0 < sent.packed <= 4 * TRIAL
 
 
-@pytest.mark.parametrize("data", [TEXT, NOISE])
-def test_a_fast_link_is_never_even_tried(data: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Compression, "compress", lambda *_: pytest.fail("compressed"))
-    compression, link = auto(2 * FAST_LINK, data)
-    assert not compression.wanted and link.wire == 4 * INTERVAL
-
-
-def test_nothing_is_decided_before_the_buffers_are_full() -> None:
-    compression, _ = auto(1e6, TEXT, WARM_UP - MAX_DATA)
-    assert not compression.wanted
-
-
-def test_a_link_that_becomes_fast_gets_plain_bytes() -> None:
-    compression, link = auto(20e6, TEXT)
-    link.rate = 1000 * FAST_LINK
-    link.send(TEXT, 4 * INTERVAL)
-    assert not compression.wanted
+def test_a_fast_link_is_never_even_tried() -> None:
+    assert auto(1.1 * FAST_LINK).packed == 0
 
 
 def test_a_compressor_slower_than_the_link_is_left_alone() -> None:
-    compression = Compression("auto")
-    compression.compress(TEXT)
-    slow = 1e6 * THREADS
-    compression._zstd.value = slow  # the machine is busy with other things
-    compression.sent(WARM_UP, WARM_UP, WARM_UP / (2 * slow))
-    assert not compression.wanted
+    sent = auto(500e6, zstd=300e6)
+    assert not sent.compression.wanted
+    assert sent.packed <= 4 * TRIAL
+
+
+def test_nothing_is_decided_before_the_buffers_are_full() -> None:
+    assert FakeLink(Compression("auto"), 1e6).send(WARM_UP).changes == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "wanted"),
+    [
+        ({}, {"link": 1000 * FAST_LINK}, False),
+        ({}, {"ratio": 1.0}, False),
+        ({"link": FAST_LINK / 1.3}, {"link": 20e6}, True),
+        ({"ratio": 1.0}, {"ratio": 4.0}, True),
+    ],
+    ids=["fast link", "noise", "slow link", "text"],
+)
+def test_what_changes_is_noticed(before: dict[str, float], after: dict[str, float], wanted: bool) -> None:
+    sent = auto(**{"link": 20e6, **before})
+    assert sent.compression.wanted is not wanted
+    for name, value in after.items():
+        setattr(sent, name, value)
+    sent.send((TRIAL_EVERY + 3) * INTERVAL)
+    assert sent.compression.wanted is wanted
+
+
+def test_it_does_not_go_back_and_forth_between_equals() -> None:
+    assert auto(400e6, zstd=400e6, ratio=1.0).changes <= 6
 
 
 @pytest.mark.parametrize("level", ["1", "19"])
 def test_a_level_is_obeyed_whatever_the_link(level: str) -> None:
     compression = Compression(level)
     assert compression.wanted
-    compression.sent(INTERVAL, INTERVAL, 0.001)
-    assert compression.wanted
+    assert FakeLink(compression, 1000 * FAST_LINK).send(4 * INTERVAL).plain == 0
 
 
 def test_off_is_off() -> None:
-    compression = Compression("off")
-    FakeLink(compression, 1000).send(TEXT, 2 * WARM_UP)
-    assert not compression.wanted
+    assert FakeLink(Compression("off"), 1000).send(4 * INTERVAL).packed == 0
 
 
 @pytest.mark.parametrize("choice", ["auto", "3"])

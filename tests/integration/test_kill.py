@@ -58,7 +58,8 @@ async def test_one_copy_whatever_dies(nodes: Nodes, criu_latest: Path, victim: s
             try:
                 await _run(nodes, a, b, criu_latest, random.Random(f"{victim} {seed}"), victim)
             except AssertionError as error:
-                raise AssertionError(f"seed {seed}: {error}") from error
+                seen = "\n".join([*a.told(), *b.told()])
+                raise AssertionError(f"seed {seed}: {error}\n{seen}") from error
 
     async with trio.open_nursery() as nursery:
         for seed in range(batch * BATCH, (batch + 1) * BATCH):

@@ -129,7 +129,9 @@ async def test_options_of_criu_reach_both_sides(nodes: Nodes, a: Node, b: Node, 
     cache = await start_cache(b, "--allow-restore", criu=criu)
     refused = await migrate(a, pid, cache.address, criu)
     assert refused.code == 1
-    assert "lock" in refused.stdout.splitlines()[0]
+    first, log = refused.stdout.splitlines()[0], a.directory / "migrations" / "dump.log"
+    assert "lock" in first and f"(its log is kept as {log})" in first
+    assert log.read_text()
     assert "sleep 1000 " in a.processes().values()
     done = await migrate(a, pid, cache.address, criu, "--file-locks")
     assert done.code == 0, done.output

@@ -1,5 +1,6 @@
 """SIGTERM: everything ends in order, whatever is under way."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -62,12 +63,15 @@ async def test_the_proxy_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Pa
     assert not list((a.directory / "journal").iterdir())
 
 
-async def test_migrate_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_migrate_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Path, number: signal.Signals) -> None:
     check = await nodes.start_memcheck(a, size=16 << 20)
     cache = await start_cache(b, "--allow-restore", criu=criu)
     migrating = start_migrate(a, check.pid, cache.address, criu, *SLOW)
     await migrating.wait_stderr("dumping")
-    assert await migrating.stop() == 128 + 15
+    migrating.signal(number)
+    assert await migrating.wait() == 128 + number
+    assert "stopped; the process runs on here" in migrating.stderr
     await assert_runs(check, a)
     await cache.wait_log("aborted")
     await until(lambda: len(b.processes()) == 1, "the restore to end")
