@@ -167,7 +167,7 @@ def _ask_one(directory: Path, request: Request) -> Request:
 def _images_dir(directory: Path | None) -> Path:
     if directory is None:
         raise UsageError("say with -D DIR where criu restore looks for its images")
-    check_images_dir(directory.absolute())
+    check_images_dir(directory.absolute(), sessions=True)
     return directory.absolute()
 
 

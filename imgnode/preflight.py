@@ -18,6 +18,7 @@ import trio
 
 from imgnode.criu import OLDEST_STREAM, Criu, CriuError, parse_version
 from imgwire.errors import RemoteProtocolError, UsageError
+from imgwire.names import MAX_DEFAULT_SESSION_NAME
 
 MAX_FEATURES = 2000
 """CPU features in one node's facts; the longest list known, of a current x86, has under 200."""
@@ -30,6 +31,9 @@ SUN_PATH = 108
 
 SOCKET_NAMES = ("streamer-capture.sock", "streamer-serve.sock")
 """The sockets in an images directory; their names are CRIU's."""
+
+SESSION_SOCKET = f"{'x' * MAX_DEFAULT_SESSION_NAME}/streamer-serve.sock"
+"""The longest socket of a session whose name nobody chose, in the images directory of a cache."""
 
 _USER_FEATURES = re.compile(
     r"adx|aes|amx_\w+|apx|avx\w*|bmi[12]|cmov|cx16|cx8|f16c|fma\w*|fsgsbase|fxsr|gfni|lahf_lm|lzcnt|abm|mmx|movbe|"
@@ -247,8 +251,11 @@ def _mib(size: int) -> int:
     return -(-size // 2**20)
 
 
-def check_images_dir(path: Path) -> None:
-    """Whether our sockets and CRIU can work in `path`. UsageError says what is wrong with it."""
+def check_images_dir(path: Path, *, sessions: bool = False) -> None:
+    """Whether our sockets and CRIU can work in `path`; `sessions`: it is a cache's, and sessions have theirs below it.
+
+    UsageError says what is wrong with it.
+    """
     status = _directory_status(path)
     if status.st_uid != os.geteuid():
         raise UsageError(
@@ -258,14 +265,19 @@ def check_images_dir(path: Path) -> None:
         raise UsageError(f"images directory {path}: others may write to it: chmod go-w {path}")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK, effective_ids=True):
         raise UsageError(f"images directory {path}: it cannot be written to: name another, or chmod u+rwx {path}")
-    longest = max(len(os.fsencode(path.absolute() / name)) for name in SOCKET_NAMES)
-    if longest >= SUN_PATH:
-        raise UsageError(
-            f"images directory {path}: its path is {longest - SUN_PATH + 1} bytes too long for a socket in it: "
-            "name a shorter one"
-        )
+    _check_length(path, sessions=sessions)
     if os.path.lexists(path / "parent"):
         raise UsageError(f"images directory {path}: it holds `parent`, with which CRIU cannot stream: name another")
+
+
+def _check_length(path: Path, *, sessions: bool) -> None:
+    """A longer name that somebody chooses for a session is refused when it comes, with the session."""
+    names = (*SOCKET_NAMES, SESSION_SOCKET) if sessions else SOCKET_NAMES
+    most = SUN_PATH - 1 - max(map(len, names)) - 1
+    size = len(os.fsencode(path.absolute()))
+    if size > most:
+        problem = "too long for the socket of a session in it" if sessions else "too long for a socket in it"
+        raise UsageError(f"images directory {path}: its path has {size} bytes, {problem}: name one with at most {most}")
 
 
 def _directory_status(path: Path) -> os.stat_result:

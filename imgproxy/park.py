@@ -17,7 +17,7 @@ from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.outgoing import ArchiveWriter
 from imgproxy.sender import ImageSender
-from imgproxy.session import default_name
+from imgproxy.session import session_name
 from imgproxy.source import CacheView
 from imgwire.messages import Hello
 from imgwire.states import SessionState
@@ -42,7 +42,7 @@ class ParkSession:
 
     def __init__(self, path: Path, directory: Path, journal: Path, *, name: str, compress: str, chain: Chain) -> None:
         identity = secrets.token_hex(16)
-        self.name = name or default_name(identity)
+        self.name = session_name(name, identity)
         self.archive = ArchiveWriter(path, Hello(identity, self.name))
         self.view = CacheView()
         self.compression = Compression(compress)

@@ -17,6 +17,7 @@ from pathlib import Path
 import structlog
 import trio
 
+from imgnode import proc
 from imgnode.channel import Channel
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
@@ -34,6 +35,8 @@ from imgproxy.ingest.stream import StreamIngest
 from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView, RemotePages
 from imgwire import messages
+from imgwire.errors import RemoteProtocolError, UsageError
+from imgwire.names import MAX_DEFAULT_SESSION_NAME, check_session_name
 from imgwire.states import SessionState
 from transform.chain import Chain
 
@@ -65,10 +68,16 @@ class SourceConfig:
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again
 
 
-def default_name(identity: str) -> str:
-    """A name that tells a person where the session comes from."""
-    host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node().partition(".")[0]).strip("-") or "node"
-    return f"{host}-{identity[:8]}"
+def session_name(chosen: str, identity: str) -> str:
+    """The name that was chosen, or else one that tells a person where the session comes from. UsageError."""
+    if not chosen:
+        host = re.sub(r"[^A-Za-z0-9-]", "-", platform.node().partition(".")[0])
+        part = host.strip("-")[: MAX_DEFAULT_SESSION_NAME - 9].rstrip("-")
+        return f"{part or 'node'}-{identity[:8]}"
+    try:
+        return check_session_name(chosen)
+    except RemoteProtocolError as error:
+        raise UsageError(f"--session: {error}; choose another name") from error
 
 
 class SourceSession:
@@ -76,7 +85,7 @@ class SourceSession:
 
     def __init__(self, config: SourceConfig, chain: Chain) -> None:
         self.identity = secrets.token_hex(16)
-        self.name = config.name or default_name(self.identity)
+        self.name = session_name(config.name, self.identity)
         self.config = config
         self.view = CacheView()
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
@@ -215,6 +224,8 @@ class SourceSession:
             directory=os.fspath(self.config.directory),
             options=list(self.config.recover_options),
             temporary=self.config.temporary,
+            machine=proc.machine_id(),
+            boot=proc.boot_id(),
         )
 
     def _hello(self) -> messages.Hello:

@@ -10,18 +10,22 @@ from imgwire.errors import RemoteProtocolError
 
 #: NAME_MAX of every Linux file system; longer names could never be extracted to a directory.
 MAX_NAME = 255
+#: A session's directory holds a socket, whose path has at most 107 bytes: this leaves some to the directory above.
+MAX_SESSION_NAME = 64
+#: A session name that nobody chose: 20 bytes of the source's host name, a dash, 8 hex digits.
+MAX_DEFAULT_SESSION_NAME = 29
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
 def check_image_name(name: str) -> str:
     """Return `name` if it is a safe image name, else raise RemoteProtocolError."""
-    return _check("image", name)
+    return _check("image", name, MAX_NAME)
 
 
 def check_session_name(name: str) -> str:
     """Return `name` if it can name a session (and its directory), else raise RemoteProtocolError."""
-    return _check("session", name)
+    return _check("session", name, MAX_SESSION_NAME)
 
 
 def is_pages(name: str) -> bool:
@@ -35,9 +39,9 @@ def image_kind(name: str) -> str:
     return re.sub(r"(-[0-9]+)+$", "", stem) or stem
 
 
-def _check(what: str, name: str) -> str:
-    if len(name) > MAX_NAME:
-        raise RemoteProtocolError(f"{what} name of {len(name)} bytes is longer than {MAX_NAME}")
+def _check(what: str, name: str, longest: int) -> str:
+    if len(name) > longest:
+        raise RemoteProtocolError(f"{what} name of {len(name)} bytes is longer than {longest}")
     if not _NAME.fullmatch(name):
         raise RemoteProtocolError(f"{what} name {name!r} is not made of letters, digits, '.', '_' and '-'")
     return name

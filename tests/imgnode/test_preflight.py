@@ -13,9 +13,11 @@ import pytest
 from imgnode import preflight
 from imgnode.criu import Criu
 from imgnode.preflight import NodeFacts, check_images_dir, problems
+from imgnode.unix import listening
 from imgwire.errors import RemoteProtocolError, UsageError
 
 MIB = 2**20
+DEEPEST = f"{'x' * 29}/streamer-serve.sock"
 
 NODE = NodeFacts(
     arch="x86_64",
@@ -225,12 +227,17 @@ def test_images_dir_that_cannot_be_written(as_plain_user: Path) -> None:
 
 
 @pytest.mark.t1
-def test_images_dir_with_a_long_path(images: Path) -> None:
-    room = preflight.SUN_PATH - 1 - len("/streamer-capture.sock") - len(os.fsencode(images)) - 1
-    fits = images / ("x" * room)
+@pytest.mark.parametrize(("sessions", "longest"), [(False, "streamer-capture.sock"), (True, DEEPEST)])
+async def test_images_dir_with_a_long_path(node_dir: Path, sessions: bool, longest: str) -> None:
+    """The longest that passes has room for the longest socket."""
+    most = 107 - 1 - len(longest)
+    fits = node_dir / ("x" * (most - len(str(node_dir)) - 1))
     fits.mkdir(mode=0o700)
-    check_images_dir(fits)
-    long = images / ("x" * (room + 1))
+    check_images_dir(fits, sessions=sessions)
+    (fits / longest).parent.mkdir(exist_ok=True)
+    async with listening(fits / longest):
+        assert (fits / longest).is_socket()
+    long = fits.with_name(fits.name + "x")
     long.mkdir(mode=0o700)
-    with pytest.raises(UsageError, match="1 bytes too long"):
-        check_images_dir(long)
+    with pytest.raises(UsageError, match=f"{long}: its path has {most + 1} bytes, .*: name one with at most {most}$"):
+        check_images_dir(long, sessions=sessions)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgwire.errors import RemoteProtocolError
-from imgwire.names import MAX_NAME, check_image_name, check_session_name, image_kind, is_pages
+from imgwire.names import MAX_NAME, MAX_SESSION_NAME, check_image_name, check_session_name, image_kind, is_pages
 from tests.imgwire.conversations import names
 
 pytestmark = pytest.mark.t0
@@ -23,6 +23,12 @@ def test_a_bad_name_is_refused(name: str, check: type) -> None:
 @pytest.mark.parametrize("name", ["inventory.img", "tmpfs-dev-39.tar.gz.img", "_", "x" * MAX_NAME])
 def test_a_name_of_crius_passes(name: str) -> None:
     assert check_image_name(name) == name
+
+
+def test_a_session_s_name_is_shorter() -> None:
+    assert check_session_name("x" * MAX_SESSION_NAME) == "x" * MAX_SESSION_NAME
+    with pytest.raises(RemoteProtocolError, match="session name of 65 bytes is longer than 64"):
+        check_session_name("x" * (MAX_SESSION_NAME + 1))
 
 
 @given(names)

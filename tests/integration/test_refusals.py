@@ -84,7 +84,7 @@ async def test_images_directories(nodes: Nodes, a: Node, b: Node) -> None:
     await refused(a.directory, "it holds `parent`, with which CRIU cannot stream")
     deep = nodes.make_node_dir() / ("x" * 80)
     deep.mkdir()
-    await refused(deep, "too long for a socket in it: name a shorter one")
+    await refused(deep, f"its path has {len(str(deep))} bytes, too long for ")
     await refused(a.directory / "nowhere", "make it, or name another")
     shared = nodes.make_node_dir()
     shared.chmod(0o777)
@@ -110,3 +110,38 @@ async def test_a_restore_that_fails_later(nodes: Nodes, a: Node, b: Node, criu: 
     done = await migrate(a, check.pid, cache.address, criu)
     assert done.code == 0, done.output
     await assert_runs(check, b)
+
+
+async def test_session_names(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    """One that can never be, and one that is too long for the cache's directory only."""
+    check = await nodes.start_memcheck(a)
+    directory = nodes.make_node_dir() / "long-enough"
+    directory.mkdir(mode=0o700)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest, directory=directory)
+    fits = 107 - len(f"{directory}//streamer-serve.sock")
+    async with never_frozen(check, a):
+        done = await migrate(a, check.pid, cache.address, criu_latest, "--session", "x" * 65)
+        _assert_line(done, 2, "--session: session name of 65 bytes is longer than 64; choose another name")
+        done = await migrate(a, check.pid, cache.address, criu_latest, "--session", "x" * (fits + 1))
+        _assert_line(
+            done, 1, f"{directory}/xxx", "a socket's path has at most 107 bytes; use a shorter directory or name"
+        )
+        assert not [path for path in directory.iterdir() if path.name.startswith("x")]
+    done = await migrate(a, check.pid, cache.address, criu_latest, "--session", "x" * fits)
+    assert done.code == 0, done.output
+    await assert_runs(check, b)
+
+
+async def test_a_cache_s_directory_without_room_for_sessions(nodes: Nodes, b: Node) -> None:
+    directory = nodes.make_node_dir()
+    deep = directory / ("x" * (58 - len(str(directory)) - 1))
+    deep.mkdir(mode=0o700)
+    ended = await b.run("imgcache", "-D", deep, "--listen", "127.0.0.1:0")
+    assert (ended.code, ended.stderr) == (
+        2,
+        f"imgcache: images directory {deep}: its path has 58 bytes, too long for the socket of a session in it: "
+        "name one with at most 57\n",
+    )
+    shorter = deep.with_name(deep.name[:-1])
+    shorter.mkdir(mode=0o700)
+    assert await (await start_cache(b, directory=shorter)).stop() == 0
