@@ -38,7 +38,7 @@ class Leftovers:
     def __init__(self, criu: ProcessId | None, sockets: set[int]) -> None:
         self._criu = criu
         self._sockets = sockets
-        self._children: set[ProcessId] = set()
+        self._tasks: set[ProcessId] = set()
 
     @classmethod
     async def watch(cls, pid: int) -> "Leftovers":
@@ -54,7 +54,13 @@ class Leftovers:
     def note_children(self) -> None:
         """Note who CRIU's children are now: the root of the restored tree, once its tasks read their pages."""
         if self._criu is not None:
-            self._children.update(proc.children(self._criu))
+            self._tasks.update(proc.children(self._criu))
+
+    async def note_trees(self, init: int) -> None:
+        """Note every task. At CRIU's death, before a pipe of theirs is closed: one that finds that ends, and leaves
+        children behind that cannot be known any more."""
+        self._tasks.update(_identified(init))
+        self._tasks.update(await trio.to_thread.run_sync(self._alive))
 
     async def runs(self, session: Session, init: int) -> bool:
         """Whether the restored process (root `init`; 0: as the images say) executes its own instructions."""
@@ -63,14 +69,15 @@ class Leftovers:
 
     async def clear(self, init: int) -> None:
         """Kill CRIU, if it still lives, and every task of its restore, and see them dead."""
-        await trio.to_thread.run_sync(self._clear, init)
+        self._tasks.update(_identified(init))
+        await trio.to_thread.run_sync(self._clear)
 
-    def _clear(self, init: int) -> None:
-        known = {*self._children, *_identified(init)}
-        if self._criu is not None:
-            known.add(self._criu)
+    def _alive(self) -> list[ProcessId]:
+        return _trees([*([self._criu] if self._criu else []), *self._tasks, *_holders(self._sockets)])
+
+    def _clear(self) -> None:
         # A task may fork while we look: its child is an orphan then, and holds the socket still.
-        while found := [*_trees(known), *_trees(_holders(self._sockets))]:
+        while found := self._alive():
             proc.kill_tree(found)
             try:
                 proc.wait_dead(found, self.PATIENCE)

@@ -99,6 +99,8 @@ class LinkServer:
         session = self._registry.get(resolve.session)
         if session is None:
             return self._resolve_from_journal(resolve)
+        if resolve.commit and session.state is SessionState.ABORTED:
+            raise UsageError(f"it was aborted here: {session.reason or 'its images were lost'}")
         if resolve.commit:
             session.commit()
         else:

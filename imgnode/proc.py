@@ -16,6 +16,7 @@ from collections.abc import Iterable
 PROC = "/proc"
 
 _BOOT_ID = f"{PROC}/sys/kernel/random/boot_id"
+_MACHINE_ID = "/etc/machine-id"
 
 _STATE, _FLAGS, _THREADS, _START = 0, 6, 17, 19
 """Indices of fields 3, 9, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
@@ -56,6 +57,15 @@ def boot_id() -> str:
     """The kernel's random id of this boot."""
     with open(_BOOT_ID, encoding="ascii") as file:
         return file.read().strip()
+
+
+def machine_id() -> str:
+    """This machine's id, the same after a reboot (machine-id(5)); "" where it has none."""
+    try:
+        with open(_MACHINE_ID, encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""
 
 
 def is_alive(process: ProcessId) -> bool:

@@ -2,15 +2,19 @@
 
 For each session in the journal: decide by the journal and by which tasks live how it ended here, then tell the cache,
 as often as it takes. Sessions that another imgproxy is still working on are left alone.
+
+A process that was not given up when its machine crashed is dead all the same. Then the destination may have it, if it
+has it whole. That the machine has been started again since is known by the kernel's boot id, and that it is the same
+machine by its id: a journal that was carried elsewhere says nothing about who lives.
 """
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
 import trio
 
+from imgnode import proc
 from imgnode.control_client import ControlClient
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal, journals
@@ -19,8 +23,6 @@ from imgproxy.handover import outcome
 from imgproxy.hook import SCRIPT, SOCKET
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
 from imgwire.messages import Resolve
-
-_log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,12 @@ class Recovered:
     committed: bool
     told: bool
     detail: str = ""
+    died: bool = False  #: with this machine, before it was given up
 
     def line(self) -> str:
         """For people."""
+        if self.died and not self.committed:
+            return f"{self.name}: the process died with this machine; the cache cannot bring it back ({self.detail})"
         where = "runs at the destination" if self.committed else "stays here"
         if self.told:
             return f"{self.name}: the process {where}; the cache knows ({self.detail})"
@@ -50,7 +55,8 @@ def unfinished(directory: Path, session: str | None = None) -> list[Journal]:
 async def recover(journal: Journal, dialer: Dialer, patience: float) -> Recovered:
     """Finish one session. Tries for `patience` seconds to reach the cache."""
     name = str(journal.fact("name"))
-    committed = await trio.to_thread.run_sync(outcome, journal)
+    died = died_with_machine(journal)
+    committed = died or await trio.to_thread.run_sync(outcome, journal)
     _clear(Path(str(journal.fact("directory"))), temporary=bool(journal.fact("temporary")))
     resolve = Resolve(journal.session, committed, str(journal.fact("reason") or "recovered by the source"))
     give_up_at, pause = trio.current_time() + patience, FIRST_PAUSE
@@ -58,7 +64,11 @@ async def recover(journal: Journal, dialer: Dialer, patience: float) -> Recovere
         try:
             state = await dialer.resolve(resolve)
         except SessionRefused as error:
-            return _refused(journal, name, committed, str(error))
+            # Fine for an aborted session, grave for a committed one; for a dead process there is nothing left to do.
+            if died or not committed:
+                journal.remove()
+            settled = not committed
+            return Recovered(journal.session, name, committed and not died, settled, str(error), died)
         except CannotConnect as error:
             if trio.current_time() + pause > give_up_at:
                 return Recovered(journal.session, name, committed, told=False, detail=str(error))
@@ -69,11 +79,10 @@ async def recover(journal: Journal, dialer: Dialer, patience: float) -> Recovere
             return Recovered(journal.session, name, committed, told=True, detail=state)
 
 
-def _refused(journal: Journal, name: str, committed: bool, reason: str) -> Recovered:
-    """The cache does not know the session: fine for an aborted one, grave for a committed one."""
-    if not committed:
-        journal.remove()
-    return Recovered(journal.session, name, committed, told=not committed, detail=reason)
+def died_with_machine(journal: Journal) -> bool:
+    """Whether the process was not given up, and its machine has been started anew since."""
+    machine, boot = journal.fact("machine"), journal.fact("boot")
+    return journal.state == "opened" and bool(machine) and machine == proc.machine_id() and boot != proc.boot_id()
 
 
 def _in_work(journal: Journal) -> bool:

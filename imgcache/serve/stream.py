@@ -33,7 +33,7 @@ async def serve_restore(
     leftovers = await Leftovers.watch(criu)
     session.begin(Attempt(criu, hooked))
     try:
-        async with _while_worthwhile(session, criu):
+        async with _while_worthwhile(session, criu, leftovers):
             await _serve_images(sock, session, leftovers, release_as_read)
             sock.close()
             if criu:
@@ -93,7 +93,7 @@ async def _said_more(sock: trio.socket.SocketType) -> bool:
 
 
 @asynccontextmanager
-async def _while_worthwhile(session: Session, criu: int) -> AsyncIterator[None]:
+async def _while_worthwhile(session: Session, criu: int, leftovers: Leftovers) -> AsyncIterator[None]:
     """Leave the block when the session is aborted or CRIU is dead.
 
     Closed pipes and sockets are all that CRIU understands; and the tasks that a killed CRIU leaves behind keep its
@@ -107,6 +107,7 @@ async def _while_worthwhile(session: Session, criu: int) -> AsyncIterator[None]:
 
         async def dead() -> None:
             await watch(criu)
+            await leftovers.note_trees(session.attempt.init if session.attempt else 0)
             nursery.cancel_scope.cancel()
 
         nursery.start_soon(aborted)
