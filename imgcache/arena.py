@@ -44,6 +44,11 @@ class MemoryBudget:
         self.limit = limit
         self.used = 0
 
+    @property
+    def left(self) -> int | None:
+        """Bytes that can still be taken; None without a limit."""
+        return None if self.limit is None else max(0, self.limit - self.used)
+
     def take(self, size: int) -> bool:
         """Take `size` bytes if they are left."""
         if self.limit is not None and self.used + size > self.limit:

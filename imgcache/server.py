@@ -143,6 +143,7 @@ class CacheServer:
             self._config.spool,
             restore_allowed=host.allow_restore,
             releases_as_read=host.release_as_read,
+            image_memory=self._registry.budget.left,
         )
         return facts.to_dict()
 

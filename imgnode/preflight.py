@@ -63,6 +63,8 @@ class NodeFacts:
     """MemAvailable."""
     free_spool: int | None
     """Free bytes where images may be spooled; None without a spool."""
+    image_memory: int | None
+    """Bytes that the cache's memory limit leaves for images; None without a limit."""
     releases_as_read: bool
     """Whether images leave the cache's memory as the restore reads them (--release read)."""
     restore_allowed: bool
@@ -114,6 +116,7 @@ _FIT = {
     "cpu_features": lambda value: value is None or _features(value),
     "free_memory": _size,
     "free_spool": lambda value: value is None or _size(value),
+    "image_memory": lambda value: value is None or _size(value),
     "releases_as_read": lambda value: isinstance(value, bool),
     "restore_allowed": lambda value: isinstance(value, bool),
     "uid": _size,
@@ -131,6 +134,7 @@ async def gather(
     *,
     restore_allowed: bool = False,
     releases_as_read: bool = False,
+    image_memory: int | None = None,
     check_cpu: bool = True,
 ) -> NodeFacts:
     """This node's facts. No CRIU is a fact, not an error; OSError if `spool` cannot be looked at."""
@@ -147,6 +151,7 @@ async def gather(
         cpu_features=features if check_cpu else None,
         free_memory=await _free_memory(),
         free_spool=None if spool is None else await trio.to_thread.run_sync(_free_space, spool),
+        image_memory=image_memory,
         releases_as_read=releases_as_read,
         restore_allowed=restore_allowed,
         uid=os.geteuid(),
@@ -232,11 +237,20 @@ def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
 
 
 def _space_problems(destination: NodeFacts, need_bytes: int) -> list[str]:
-    """The process needs memory there; so do its images until it runs, or spool, unless they go as they are read."""
+    """The process needs memory there; so do its images until it runs, or spool, unless they go as they are read.
+
+    All of them must fit what the cache may keep: no restore begins before they are complete.
+    """
     if destination.free_memory < need_bytes:
         return [
             f"destination: {_mib(destination.free_memory)} MiB of memory are free and the process needs "
             f"{_mib(need_bytes)}: make room there, or choose another node"
+        ]
+    if destination.image_memory is not None and destination.image_memory + (destination.free_spool or 0) < need_bytes:
+        return [
+            "destination: its cache's memory limit and spool leave "
+            f"{(destination.image_memory + (destination.free_spool or 0)) >> 20} MiB and the images need "
+            f"{_mib(need_bytes)}: start imgcache there with a higher --memory-limit or --spool DIR"
         ]
     for_images = destination.free_memory - need_bytes + (destination.free_spool or 0)
     if for_images < need_bytes and not destination.releases_as_read:

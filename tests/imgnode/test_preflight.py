@@ -29,6 +29,7 @@ NODE = NodeFacts(
     cpu_features=("avx2", "sse2"),
     free_memory=1024 * MIB,
     free_spool=None,
+    image_memory=None,
     releases_as_read=False,
     restore_allowed=True,
     uid=0,
@@ -54,6 +55,21 @@ def test_no_problems() -> None:
         ({"free_spool": 2048 * MIB}, 1025 * MIB, "destination: 1024 MiB of memory are free"),
         ({}, 512 * MIB + 1, "destination: beside the process, 512 MiB of memory and spool are free"),
         ({"free_spool": 512 * MIB}, 769 * MIB, "destination: beside the process, 767 MiB of memory and spool are free"),
+        (
+            {"image_memory": 2 * MIB},
+            3 * MIB,
+            "destination: its cache's memory limit and spool leave 2 MiB and the images",
+        ),
+        (
+            {"image_memory": 2 * MIB, "free_spool": MIB},
+            4 * MIB,
+            "destination: its cache's memory limit and spool leave 3",
+        ),
+        (
+            {"image_memory": 2 * MIB, "releases_as_read": True},
+            3 * MIB,
+            "destination: its cache's memory limit and spool leave 2 MiB",
+        ),
         ({"restore_allowed": False}, 1, "destination: its cache runs no restores for others"),
     ],
 )
@@ -82,6 +98,12 @@ def test_unchecked_cpu() -> None:
 def test_images_need_no_room_of_their_own_with_a_spool_or_when_they_go_as_they_are_read() -> None:
     assert problems(NODE, replace(NODE, free_spool=1024 * MIB), 1024 * MIB) == []
     assert problems(NODE, replace(NODE, releases_as_read=True), 1024 * MIB) == []
+
+
+@pytest.mark.t0
+def test_images_may_fill_the_limit_and_the_spool() -> None:
+    assert problems(NODE, replace(NODE, image_memory=3 * MIB), 3 * MIB) == []
+    assert problems(NODE, replace(NODE, image_memory=0, free_spool=3 * MIB), 3 * MIB) == []
 
 
 @pytest.mark.t0
@@ -115,6 +137,7 @@ def test_over_the_wire(node: NodeFacts) -> None:
         ("free_memory", None),
         ("free_memory", 2**64),
         ("free_spool", 1.5),
+        ("image_memory", -1),
         ("restore_allowed", 1),
         ("uid", []),
     ],

@@ -116,9 +116,12 @@ async def test_images_past_the_memory_limit_are_spooled(nodes: Nodes, a: Node, b
 
 
 async def test_no_memory_and_no_spool(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    """Found out when the images come: only `imgproxy migrate` knows before how many there will be."""
     check = await nodes.start_memcheck(a, size=8 * MIB)
-    cache = await start_cache(b, "--memory-limit", "2MiB", "--allow-restore", criu=criu_latest)
-    done = await migrate(a, check.pid, cache.address, criu_latest)
+    cache = await start_cache(b, "--memory-limit", "2MiB")
+    proxy = await start_proxy(a, cache.address)
+    assert await dump(a, criu_latest, check.pid).wait() != 0
+    done = await proxy.ended()
     assert done.code == 1
     assert done.stdout.startswith("aborted: the memory limit of 2 MiB is reached and there is no --spool directory\n")
     await assert_runs(check, a)

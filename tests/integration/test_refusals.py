@@ -47,6 +47,18 @@ async def test_the_destination_does_not_do(nodes: Nodes, a: Node, b: Node, criu_
         assert await without.stop() == 0
 
 
+async def test_there_is_no_room_for_the_images(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    check = await nodes.start_memcheck(a, size=8 << 20)
+    cache = await start_cache(b, "--memory-limit", "2MiB", "--allow-restore", criu=criu_latest)
+    async with never_frozen(check, a):
+        done = await migrate(a, check.pid, cache.address, criu_latest)
+        limit = "nothing was frozen: destination: its cache's memory limit and spool leave 2 MiB and the images need "
+        _assert_line(done, 2, limit, "start imgcache there with a higher --memory-limit or --spool DIR")
+    small = await nodes.start_memcheck(a, size=1 << 20)
+    assert (await migrate(a, small.pid, cache.address, criu_latest)).code == 0
+    await assert_runs(small, b)
+
+
 async def test_the_source_does_not_do(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a)
     cache = await start_cache(b, "--allow-restore", criu=criu_latest)
