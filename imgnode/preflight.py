@@ -246,10 +246,10 @@ def _space_problems(destination: NodeFacts, need_bytes: int) -> list[str]:
             f"destination: {_mib(destination.free_memory)} MiB of memory are free and the process needs "
             f"{_mib(need_bytes)}: make room there, or choose another node"
         ]
-    if destination.image_memory is not None and destination.image_memory + (destination.free_spool or 0) < need_bytes:
+    may_keep = None if destination.image_memory is None else destination.image_memory + (destination.free_spool or 0)
+    if may_keep is not None and may_keep < need_bytes:
         return [
-            "destination: its cache's memory limit and spool leave "
-            f"{(destination.image_memory + (destination.free_spool or 0)) >> 20} MiB and the images need "
+            f"destination: its cache's memory limit and spool leave {may_keep >> 20} MiB and the images need "
             f"{_mib(need_bytes)}: start imgcache there with a higher --memory-limit or --spool DIR"
         ]
     for_images = destination.free_memory - need_bytes + (destination.free_spool or 0)
