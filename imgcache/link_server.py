@@ -9,6 +9,7 @@ from imgcache.host import Host
 from imgcache.registry import Registry
 from imgcache.session import Session
 from imgnode.channel import WINDOW
+from imgnode.command_line import explain
 from imgnode.greeting import receive_greeting
 from imgnode.journal import Journal
 from imgnode.transport import Transport
@@ -61,8 +62,8 @@ class LinkServer:
                     assert isinstance(greeting, Hello)
                     session = await self._open(greeting)
                     answer = connection.greet(await self._welcome(greeting, session))
-            except (UsageError, RemoteProtocolError) as error:
-                answer = connection.greet(Refused(str(error)))
+            except (UsageError, RemoteProtocolError, OSError) as error:
+                answer = connection.greet(Refused(explain(error)))
             await transport.send_all(answer)
         if session is not None and isinstance(greeting, Hello):
             await session.attach(transport, connection, greeting.received)

@@ -189,7 +189,7 @@ class Session:
         if not self.over:
             self.reason = reason
             self.state = SessionState.ABORTED
-            self._journal.write(SessionState.ABORTED, detail=reason)
+            self._write(SessionState.ABORTED, detail=reason)
             self._log.warning("dropped", reason=reason)
             self._say(messages.State(SessionState.ABORTED, reason))
 
@@ -310,16 +310,26 @@ class Session:
     # ---- inside ----
 
     def _advance(self, state: SessionState, detail: str = "", **facts: int | str) -> None:
-        self.state = advance(self.state, state)
+        then = advance(self.state, state)
+        self._write(then, detail=detail, **facts)
+        self.state = then
         self._since[state] = time.monotonic()
         self._measure(state)
-        self._journal.write(state, detail=detail, **facts)
         self._log.info(state.value, **({"reason": detail} if state is SessionState.ABORTED else {}))
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
         if state is SessionState.COMPLETE:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
         self._say(messages.State(state, detail))
         self.changes.notify()
+
+    def _write(self, state: SessionState, **facts: int | str) -> None:
+        """Into the journal. What is not ours to decide goes on without it: the source knows it, too."""
+        try:
+            self._journal.write(state, **facts)
+        except OSError as error:
+            if state not in (SessionState.COMMITTED, SessionState.RUNNING, SessionState.ABORTED):
+                raise
+            self._log.error("not written down", state=state, error=str(error))
 
     def _measure(self, state: SessionState) -> None:
         now = self._since[state]

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+import structlog
 import trio
 
 from imgnode import proc
@@ -31,6 +32,8 @@ FAILURES = (LinkLost, SessionAborted, RemoteProtocolError, TransformError, OSErr
 
 #: Seconds for which the action script of a dead tree stays, until the cache has heard of the commit.
 HOOK_GUARD = 60.0
+
+_log = structlog.get_logger()
 
 
 class WaitFor(StrEnum):
@@ -105,7 +108,10 @@ class Handover:
     def abort(self, reason: str) -> None:
         """The process stays here, unless that is decided already. Written down before anybody acts on it."""
         if self.decision is Decision.WAITING:
-            self._journal.write("aborted", reason=reason)
+            try:
+                self._journal.write("aborted", reason=reason)
+            except OSError as error:  # `opened` stands there: whoever reads that aborts
+                _log.error("not written down", state="aborted", error=str(error))
             self.reason = reason
             self._set(Decision.ABORTED)
 

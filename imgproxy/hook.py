@@ -71,13 +71,19 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
     tree = proc.tree(action.init)
     if not _held(tree, action, watch):
         return _refuse("criu has let the tasks go: they run on here")
-    journal.write("deciding", tree=[list(task) for task in tree])
+    try:
+        journal.write("deciding", tree=[list(task) for task in tree])
+    except OSError as error:
+        return _refuse(str(error))
     if not _held(tree, action, watch):  # writing takes milliseconds: it may have died meanwhile
         journal.write("aborted", reason="criu died before the tree was killed")
         return _refuse("criu has let the tasks go: they run on here")
     proc.kill_tree(tree)
     proc.wait_doomed(tree, KILL_TIMEOUT)
-    journal.write("committed")
+    try:
+        journal.write("committed")
+    except OSError as error:  # `deciding` and the dead tree say the same
+        print(f"imgproxy hook: {error}", file=sys.stderr)
     try:
         _ask(action, {"op": "killed"})
     except UsageError:  # the proxy died meanwhile: the cache must hear it from somebody

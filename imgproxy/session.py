@@ -111,17 +111,15 @@ class SourceSession:
         try:
             async with flat_nursery() as link:
                 welcome = await link.start(self._run_link)
-                self.destination = NodeFacts.from_dict(welcome.facts)
-                self._write_opened()
                 try:
-                    async with flat_nursery() as nursery:
+                    self.destination = NodeFacts.from_dict(welcome.facts)
+                    self._write_opened()
+                    async with self._told_at_the_end(), flat_nursery() as nursery:
                         if self.config.metrics:
                             await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
                         yield nursery
                         nursery.cancel_scope.cancel()
                 finally:
-                    with trio.CancelScope(shield=True):
-                        await self._farewell()
                     self._link_scope.cancel()
         finally:
             self.channel.close()
@@ -170,6 +168,14 @@ class SourceSession:
             async with flat_nursery() as nursery:
                 nursery.start_soon(self._deliver_commit)
                 await self._link.run(task_status=task_status)
+
+    @asynccontextmanager
+    async def _told_at_the_end(self) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._farewell()
 
     async def _farewell(self) -> None:
         """Tell the cache how it ended. What cannot be told now stays in the journal."""
