@@ -116,7 +116,7 @@ async def test_a_source_tells_how_it_ended(node_dir: Path) -> None:
         async with cache.dialled() as link:
             assert await resolve_session(link, Resolve(IDENTITY, commit=False, reason="x")) == "aborted"
         async with cache.dialled() as link:
-            with pytest.raises(SessionRefused, match="knows nothing of the session|it was aborted here: x"):
+            with pytest.raises(SessionRefused, match=r"knows nothing of the session|it was aborted here: x"):
                 await resolve_session(link, Resolve(IDENTITY, commit=True))
         async with cache.dialled() as link:
             assert await resolve_session(link, Resolve(OTHER, commit=False)) == "aborted"
