@@ -77,10 +77,14 @@ def main(arguments: list[str]) -> int:
     criu = (given.criu or cache / "bin/criu-latest").absolute()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     console, progress = Console(), Console(stderr=True, highlight=False, style="dim")
-    with tempfile.TemporaryDirectory(prefix="bench.", dir="/tmp") as directory:
+    with (
+        tempfile.TemporaryDirectory(prefix="bench.", dir="/tmp") as directory,
+        tempfile.TemporaryDirectory(prefix="bench.", dir=cache) as disk,
+    ):
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90%,mode=700", "bench", directory], check=True)
         setting = Setting(
             directory=Path(directory),
+            disk=Path(disk),
             criu=criu,
             program=compile_program("memcheck", cache),
             repeats=given.repeats or (1 if given.quick else 5),

@@ -31,18 +31,19 @@ Move = Callable[[], Awaitable[None]]
 
 @dataclass
 class Trip:
-    """What one trial gives to a contender. `directory` is fresh and on the tmpfs that both nodes see."""
+    """What one trial gives to a contender: two fresh directories that both nodes see, on tmpfs and on the disk."""
 
     source: Node
     destination: Node
     directory: Path
+    disk: Path
     subjects: list[Subject]
     criu: str
     found: dict[str, Any] = field(default_factory=dict)  #: what the contender itself tells, for the record
 
-    def make(self, name: str) -> Path:
+    def make(self, name: str, *, on_disk: bool = False) -> Path:
         """A new directory."""
-        path = self.directory / name
+        path = (self.disk if on_disk else self.directory) / name
         path.mkdir(mode=0o700)
         return path
 
@@ -151,14 +152,16 @@ class Directory(Contender):
         yield move
 
 
+@dataclass
 class Tar(Contender):
     """`criu dump`, tar through a TCP connection of socat's into another directory, `criu restore`."""
 
-    name = "criu, tar over socat"
+    name: str = "criu, tar over socat"
+    on_disk: bool = True  #: where people keep directories; else on tmpfs
 
     @asynccontextmanager
     async def prepared(self, trip: Trip) -> AsyncIterator[Move]:
-        images, copy = trip.make("images"), trip.make("copy")
+        images, copy = trip.make("images", on_disk=self.on_disk), trip.make("copy", on_disk=self.on_disk)
         receive = f"set -o pipefail; socat -u TCP-LISTEN:{PORT},reuseaddr STDOUT | tar -C {copy} -x"
         receiver = trip.destination.start(trip.directory / "receiver", "bash", "-c", receive)
 

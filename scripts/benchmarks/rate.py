@@ -7,13 +7,14 @@ from scripts.benchmarks.trial import Setting, compare
 
 #: Dump start to running, at most this many times what CRIU takes through a directory without sending anything.
 AGAINST_DIRECTORY = 1.15
-#: At least this many times as fast as tar over a TCP pipe.
+#: At least this many times as fast as tar over a TCP pipe, from a directory into a directory.
 AGAINST_TAR = 3.0
 
 
 async def rate(setting: Setting, workload: Workload) -> Report:
     """Compare at `workload`."""
-    contenders: list[Contender] = [ByHand(), Migrate(), Directory(), Tar()]
+    tmpfs = Tar("the same, on tmpfs", on_disk=False)
+    contenders: list[Contender] = [ByHand(), Migrate(), Directory(), Tar(), tmpfs]
     if setting.streamer:
         contenders.append(Streamer(setting.streamer))
     series = await compare(setting, workload, contenders)
@@ -26,6 +27,7 @@ async def rate(setting: Setting, workload: Workload) -> Report:
         Target("imgproxy migrate, the same", took[Migrate.name] / directory, AGAINST_DIRECTORY),
         Target("times faster than tar over socat", took[Tar.name] / ours, AGAINST_TAR, at_most=False),
     ]
+    report.notes.append(f"tar over socat from and to tmpfs: {took[tmpfs.name] / ours:.2f} times slower")
     if setting.streamer:
         ratio = took[Streamer.name] / ours
         report.targets.append(Target("times as fast as criu-image-streamer", ratio, 1.0, at_most=False))

@@ -40,6 +40,7 @@ class Setting:
     """What is the same for all trials of a run."""
 
     directory: Path  #: on tmpfs
+    disk: Path  #: on the machine's disk
     criu: Path
     program: Path  #: the compiled self-checking process
     repeats: int
@@ -115,8 +116,10 @@ async def measure(
     setting: Setting, workload: Workload, contender: Contender, *, sessions: int = 1, around: Around | None = None
 ) -> Measurement:
     """One trial. `around` may await the move itself and look at things meanwhile."""
-    directory = setting.directory / f"t{next(_numbers)}"
-    directory.mkdir(mode=0o700)
+    name = f"t{next(_numbers)}"
+    directory, disk = setting.directory / name, setting.disk / name
+    for each in (directory, disk):
+        each.mkdir(mode=0o700)
     try:
         async with AsyncExitStack() as stack:
             source, destination = [await stack.enter_async_context(started_node()) for _ in range(2)]
@@ -127,7 +130,7 @@ async def measure(
                 subjects.append(Subject(directory / f"subject{number}", workload))
                 await subjects[-1].start(source, setting.program)
             note = directory / "dump-started"
-            trip = Trip(source, destination, directory, subjects, _wrap(setting.criu, directory, note))
+            trip = Trip(source, destination, directory, disk, subjects, _wrap(setting.criu, directory, note))
             async with contender.prepared(trip) as move:
                 await trio.to_thread.run_sync(warm_memory, workload.total * sessions)
                 commanded = time.time()
@@ -141,7 +144,8 @@ async def measure(
     except CommandFailed as error:
         raise CommandFailed(f"{contender.name}: {error}\n{_logs(directory)}") from error
     finally:
-        shutil.rmtree(directory)
+        for each in (directory, disk):
+            shutil.rmtree(each)
 
 
 def _timed(subjects: Sequence[Subject], note: Path, commanded: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ memory.madvise(23)  # MADV_POPULATE_WRITE
 """
 
 #: Times the size of what is moved: its images and its copy at the destination.
-FACTOR = 2
+FACTOR = 3
 #: Of the memory that is available at most this part is used.
 PART = 0.5
 
