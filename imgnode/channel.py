@@ -9,9 +9,9 @@ awaited before, so acknowledgements can always come in. Room is not reserved: se
 overshoot the window by one frame each.
 """
 
+import math
 import os
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
 from typing import Protocol
 
 import trio
@@ -43,20 +43,45 @@ SILENCE = 20.0
 
 #: Payload bytes that may be under way without acknowledgement: what 10 Gbit/s hold in 25 ms.
 WINDOW = 32 << 20
-#: The receiver acknowledges after this many bytes, a sixteenth of the window: the sender never runs dry.
-ACK_EVERY = WINDOW // 16
+#: The receiver acknowledges after this many bytes, an eighth of the window: the sender never runs dry.
+ACK_EVERY = WINDOW // 8
 #: ... or this many frames, a quarter of what may be in flight.
 ACK_EVERY_FRAMES = 16
 
-#: Payload bytes in a spliced frame: a pipe's pages but one, which carries the header.
-PIPED_DATA = MAX_DATA - 4096
+#: Payload bytes in a spliced frame: it is to pass through a pipe of 256 slots at once. At the sender one is for the
+#: header; at the receiver a page that TCP has cut takes two, one page in each 64 KiB.
+PIPED_DATA = 236 * 4096
+
+
+class Silence:
+    """When the wait for the other side began that is going on, by trio's clock; never, if none is."""
+
+    def __init__(self) -> None:
+        self.since = math.inf
+
+    def __enter__(self) -> None:
+        self.since = trio.current_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.since = math.inf
+
+    async def watch(self) -> None:
+        """Return once it has lasted for SILENCE seconds. One task that looks now and then: a deadline for each chunk
+        would cost more than the chunk."""
+        while True:
+            quiet = trio.current_time() - self.since
+            if quiet >= SILENCE:
+                return
+            await trio.sleep(SILENCE - max(quiet, 0.0))
 
 
 class Payload:
     """The payload of one DATA frame, still on the connection: take it as bytes or by splice, all of it."""
 
-    def __init__(self, transport: Transport, connection: LinkConnection, header: Header) -> None:
-        self._transport, self._connection = transport, connection
+    def __init__(
+        self, transport: Transport, connection: LinkConnection, header: Header, silence: Silence | None = None
+    ) -> None:
+        self._transport, self._connection, self._silence = transport, connection, silence or Silence()
         self.header = header
 
     @property
@@ -71,14 +96,14 @@ class Payload:
 
     async def read(self) -> bytes:
         """Take 1 or more bytes."""
-        with _breaking_on_silence():
+        with self._silence:
             data = await self._transport.receive_some(self.left)
         self._taken(len(data))
         return data
 
     async def splice(self, pipe: Pipe) -> int:
         """Take 1 or more bytes into `pipe`; return how many."""
-        with _breaking_on_silence():
+        with self._silence:
             size = await self._transport.receive_pipe(pipe.writer, min(self.left, pipe.size))
         self._taken(size)
         return size
@@ -166,7 +191,11 @@ class Channel:
         BlockingIOError if the pipe is empty.
         """
         await self._wait_room(MAX_DATA)
-        async with self._sending():
+        try:  # where the lock is free no other task gets its turn: the payload's path has one checkpoint, the caller's
+            self._send_lock.acquire_nowait()
+        except trio.WouldBlock:
+            await self._send_lock.acquire()
+        try:
             kept = self._retention.hold(fd, self._pacer.largest_chunk(PIPED_DATA))
             if not kept.size:
                 self._retention.release(kept)
@@ -175,6 +204,8 @@ class Channel:
             header = Header(FrameType.DATA, kept.size, seq, 0, image, offset, kept.size)
             await self._keep_and_transmit(header, kept)
             return kept.size
+        finally:
+            self._send_lock.release()
 
     async def drain(self) -> None:
         """Wait until everything sent so far has been processed by the other side."""
@@ -193,7 +224,7 @@ class Channel:
 
         RemoteProtocolError and what `receiver` raises pass through.
         """
-        ended = False
+        ended, silence = False, Silence()
         self._broken = trio.Event()
         self.reconnects += 1
         try:
@@ -201,7 +232,8 @@ class Channel:
                 nursery.start_soon(self._resend, transport, peer_received)
                 nursery.start_soon(self._acknowledge, transport)
                 nursery.start_soon(self._cancel_when_broken, nursery.cancel_scope)
-                ended = await self._receive(transport, connection, receiver)
+                nursery.start_soon(self._cancel_when_silent, silence, nursery.cancel_scope)
+                ended = await self._receive(transport, connection, receiver, silence)
                 nursery.cancel_scope.cancel()
         finally:
             self._detach(transport)
@@ -216,21 +248,9 @@ class Channel:
 
     # ---- sending ----
 
-    @asynccontextmanager
-    async def _sending(self) -> AsyncIterator[None]:
-        """`_send_lock`, without giving way to other tasks where it is free: the payload's path has one checkpoint."""
-        await trio.lowlevel.checkpoint_if_cancelled()
-        try:
-            self._send_lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._send_lock.acquire()
-        try:
-            yield
-        finally:
-            self._send_lock.release()
-
     async def _wait_room(self, size: int) -> None:
-        await self._room.wait_until(lambda: self._sequencer.has_room(size))
+        if not self._sequencer.has_room(size):
+            await self._room.wait_until(lambda: self._sequencer.has_room(size))
 
     async def _keep_and_transmit(self, header: Header, payload: Kept) -> None:
         self._sequencer.keep(header, payload)
@@ -321,27 +341,45 @@ class Channel:
         await self._broken.wait()
         scope.cancel()
 
+    async def _cancel_when_silent(self, silence: Silence, scope: trio.CancelScope) -> None:
+        """A connection on which nothing comes for SILENCE seconds is broken: its other side sends heartbeats."""
+        await silence.watch()
+        scope.cancel()
+
     def _release(self, frames: list[Sent[Kept]]) -> None:
         for frame in frames:
             self._retention.release(frame.payload)
 
     # ---- receiving ----
 
-    async def _receive(self, transport: Transport, connection: LinkConnection, receiver: Receiver) -> bool:
+    async def _receive(
+        self, transport: Transport, connection: LinkConnection, receiver: Receiver, silence: Silence
+    ) -> bool:
         try:
             while True:
-                with _breaking_on_silence():
+                with silence:
                     data = await transport.receive_some(connection.wanted)
                 if not data:
                     return False
                 for event in connection.receive_data(data):
                     if isinstance(event, ByeReceived):
                         return True
-                    await self._handle(event, transport, connection, receiver)
+                    if isinstance(event, DataStarted):
+                        await self._take_data(Payload(transport, connection, event.header, silence), receiver)
+                    else:
+                        self._take(event, receiver)
+                await trio.lowlevel.checkpoint()  # the only one while there is always something to read
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
 
-    async def _handle(self, event: Event, transport: Transport, connection: LinkConnection, receiver: Receiver) -> None:
+    async def _take_data(self, payload: Payload, receiver: Receiver) -> None:
+        self._sequencer.check(payload.header.seq)
+        await receiver.on_data(payload)
+        if payload.left:
+            raise LocalProtocolError(f"{payload.left} bytes of a frame were not taken")
+        self._processed(payload.header.seq, payload.header.length)
+
+    def _take(self, event: Event, receiver: Receiver) -> None:
         match event:
             case AckReceived(seq):
                 self._release(self._sequencer.acknowledge(seq))
@@ -350,13 +388,6 @@ class Channel:
                 self._sequencer.check(seq)
                 receiver.on_message(message)
                 self._processed(seq, ACK_EVERY)
-            case DataStarted(header):
-                self._sequencer.check(header.seq)
-                payload = Payload(transport, connection, header)
-                await receiver.on_data(payload)
-                if payload.left:
-                    raise LocalProtocolError(f"{payload.left} bytes of a frame were not taken")
-                self._processed(header.seq, header.length)
             case _:
                 raise LocalProtocolError(f"{type(event).__name__} on an open channel")
 
@@ -366,12 +397,3 @@ class Channel:
         self._owed_frames += 1
         if self._owed_bytes >= ACK_EVERY or self._owed_frames >= ACK_EVERY_FRAMES:
             self._ack_due.set()
-
-
-@contextmanager
-def _breaking_on_silence() -> Iterator[None]:
-    """A connection on which nothing comes for SILENCE seconds is broken: its other side sends heartbeats."""
-    with trio.move_on_after(SILENCE) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise trio.BrokenResourceError(f"the other side has been silent for {SILENCE:.0f} s")

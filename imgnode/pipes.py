@@ -94,7 +94,15 @@ class Sink:
 async def splice_out(source: int, target: int, size: int, *, more: bool = False) -> None:
     """Move `size` bytes that are in pipe `source` to `target` (a socket or a pipe), waiting while it is full."""
     flags = _NONBLOCK | (os.SPLICE_F_MORE if more else 0)
-    await _moved(lambda left: os.splice(source, target, left, flags=flags), size, target)
+    while size > 0:
+        try:
+            moved = os.splice(source, target, size, flags=flags)
+        except BlockingIOError:
+            await trio.lowlevel.wait_writable(target)
+            continue
+        if not moved:
+            raise BrokenPipeError(f"{size} bytes less than announced")
+        size -= moved
 
 
 async def splice_in(source: int, target: int, size: int) -> int:

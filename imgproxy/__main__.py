@@ -1,5 +1,9 @@
-"""`imgproxy`: the entry point. The action script starts without the command line's libraries."""
+"""`imgproxy`: the entry point. The action script starts without the command line's libraries.
 
+The end is at once, too: taking the interpreter down object by object costs 0.1 s of CPU, a sixth of what a GiB costs.
+"""
+
+import os
 import sys
 
 
@@ -11,7 +15,14 @@ def main() -> None:
         sys.exit(hook.main())
     from imgproxy import cli
 
-    cli.app()
+    try:
+        cli.app()
+    except SystemExit as end:
+        if isinstance(end.code, int):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+        raise
 
 
 if __name__ == "__main__":

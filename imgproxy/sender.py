@@ -4,12 +4,13 @@ Page images are moved by splice, or read in chunks where the bytes must pass thr
 bounded whatever the size of an image: a chunk or three at a time. Only images that a transform wants are collected.
 """
 
+import collections
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 
 import trio
 import xxhash
+from prometheus_client import Counter
 
 from imgnode.metrics import Metrics
 from imgnode.nursery import flat_nursery
@@ -30,6 +31,7 @@ class SentImage:
 
     name: str
     number: int
+    counter: Counter
     size: int = 0
 
 
@@ -56,7 +58,7 @@ class ImageSender:
     ) -> None:
         self._metrics = metrics or Metrics()
         self.images: dict[str, SentImage] = {}
-        self.bytes_by_kind: Counter[str] = Counter()
+        self.bytes_by_kind: collections.Counter[str] = collections.Counter()
         self._out, self._chain, self._compression = out, chain, compression
         self._digest_pages = digest_pages
         self._limiter = trio.CapacityLimiter(THREADS)
@@ -104,7 +106,8 @@ class ImageSender:
             return await trio.to_thread.run_sync(self._chain.transform, name, data)
 
     async def _open(self, name: str, *, digest: bool) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
-        image = SentImage(name, len(self.images))
+        counter = self._metrics.image_bytes.labels("out", image_kind(name))
+        image = SentImage(name, len(self.images), counter)
         self.images[name] = image
         await self._out.send(OpenImage(image.number, name, digest))
         return image, xxhash.xxh3_128() if digest else None
@@ -182,7 +185,7 @@ class ImageSender:
 
     def _count(self, image: SentImage, size: int) -> None:
         image.size += size
-        self._metrics.image_bytes.labels("out", image_kind(image.name)).inc(size)
+        image.counter.inc(size)
         self.bytes_by_kind[image_kind(image.name)] += size
         if is_pages(image.name):
             self._compression.sent(size)

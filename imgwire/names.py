@@ -5,6 +5,7 @@ that reaches a path passes here first.
 """
 
 import re
+from functools import lru_cache
 
 from imgwire.errors import RemoteProtocolError
 
@@ -33,6 +34,7 @@ def is_pages(name: str) -> bool:
     return name.startswith("pages-")
 
 
+@lru_cache(maxsize=1024)
 def image_kind(name: str) -> str:
     """The kind of an image, for statistics: `core-123.img` -> `core`, `tmpfs-dev-9.tar.gz.img` -> `tmpfs-dev`."""
     stem = name.partition(".")[0]
