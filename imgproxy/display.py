@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import trio
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
+from imgnode.command_line import show_size
 from imgproxy.session import SourceSession
 from imgproxy.summary import Summary
 from imgwire.states import SessionState
@@ -37,13 +39,22 @@ class Display(ABC):
         """Leave the screen in order."""
 
 
+class RateColumn(ProgressColumn):
+    """Bytes per second, in the units of the bytes beside it; nothing while there is none."""
+
+    def render(self, task: Task) -> Text:
+        """Its text."""
+        rate = task.finished_speed or task.speed
+        return Text(f"{show_size(rate)}/s" if rate else "", style="progress.data.speed")
+
+
 class TerminalDisplay(Display):
     """A progress bar with bytes, rate and phase."""
 
     def __init__(self) -> None:
         columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(binary_units=True))
         self._console = Console(stderr=True)
-        self._bar = Progress(*columns, TransferSpeedColumn(), TimeElapsedColumn(), console=self._console)
+        self._bar = Progress(*columns, RateColumn(), TimeElapsedColumn(), console=self._console)
         self._task = self._bar.add_task("", total=None)
         self._bar.start()
 

@@ -68,20 +68,22 @@ class ByHand(Contender):
     proxy_options: tuple[str, ...] = ("--compress", "off")
     cache_options: tuple[str, ...] = ()
     tracer: Callable[[Path], tuple[str, ...]] = lambda _: ()  #: in front of each program, as in `strace -o LOG`
+    unix: bool = False  #: a UNIX socket as the link, else TCP over loopback
     cache: Program | None = None
     proxies: list[Program] = field(default_factory=list)
 
     @asynccontextmanager
     async def prepared(self, trip: Trip) -> AsyncIterator[Move]:
         here = trip.make("cache")
-        command = [*self.tracer(here / "trace"), "imgcache", "--listen", f"127.0.0.1:{PORT}", "-D", str(here)]
+        link = f"unix:{trip.directory}/link" if self.unix else f"127.0.0.1:{PORT}"
+        command = [*self.tracer(here / "trace"), "imgcache", "--listen", link, "-D", str(here)]
         self.cache = await trip.destination.start_service(
             here / "log", *command, "--criu", trip.criu, *self.cache_options
         )
         self.proxies = []
         for number in range(len(trip.subjects)):
             there = trip.make(f"proxy{number}")
-            command = [*self.tracer(there / "trace"), "imgproxy", "--to", f"127.0.0.1:{PORT}", "-D", str(there)]
+            command = [*self.tracer(there / "trace"), "imgproxy", "--to", link, "-D", str(there)]
             self.proxies.append(await trip.source.start_service(there / "log", *command, *self.proxy_options))
         restores = [self._restore(trip, here, number) for number in range(len(trip.subjects))]
         await _until_restores_wait(here, len(restores))

@@ -11,6 +11,8 @@ from scripts.benchmarks.trial import Setting, measure
 
 #: The time for each unit at the largest point is at most this many times what it is at the point before.
 LINEAR = 1.25
+#: Microseconds between the steps of one process where there are many, so that they leave the processors free.
+PAUSE = 20_000
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,10 @@ def axes(quick: bool, compressible: int) -> list[Axis]:
     sizes = (2, 4) if quick else (64, 256, 1024, 4096)
     trees = (1, 4) if quick else (1, 10, 100)
     sessions = (1, 2) if quick else (1, 8, 32)
-    each = Workload(MIB if quick else 16 * MIB, compressible=compressible)
+    each = Workload(MIB if quick else 16 * MIB, compressible=compressible, pause=PAUSE)
     return [
         Axis("size", "MiB", [(size, Workload(size * MIB, compressible=compressible), 1) for size in sizes]),
-        Axis("tree", "processes", [(count, Workload(MIB // 8, count, compressible), 1) for count in trees]),
+        Axis("tree", "processes", [(count, Workload(MIB // 8, count, compressible, PAUSE), 1) for count in trees]),
         Axis("sessions", "sessions", [(count, each, count) for count in sessions]),
     ]
 

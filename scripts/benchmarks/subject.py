@@ -21,11 +21,15 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Workload:
-    """What is moved. `size` in bytes for each process, `compressible` in percent of each page."""
+    """What is moved. `size` in bytes for each process, `compressible` in percent of each page, `pause` in microseconds.
+
+    A process computes all the time, between pauses: of 32 with the usual pause nothing else would get to run.
+    """
 
     size: int = 1 << 30
     procs: int = 1
     compressible: int = 0
+    pause: int = 2000
 
     @property
     def total(self) -> int:
@@ -53,7 +57,7 @@ class Subject:
         """Start it and wait until all of its memory is filled."""
         work = self.workload
         options = {"report": self._report, "history": self._history}
-        numbers = {"size": work.size, "procs": work.procs, "compressible": work.compressible}
+        numbers = {"size": work.size, "procs": work.procs, "compressible": work.compressible, "pause": work.pause}
         await node.detach(str(program), *(f"--{name}={value}" for name, value in {**options, **numbers}.items()))
         await self._until("fill its memory", lambda lines: all(line.startswith("run") for line in lines))
         self.pid = self._numbers("pid")[0]

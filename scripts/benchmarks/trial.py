@@ -6,6 +6,7 @@ around CRIU, the same for all, notes the start. Frozen is what the process misse
 its first one after it.
 """
 
+import shlex
 import shutil
 import statistics
 import time
@@ -21,14 +22,17 @@ import trio
 from scripts.benchmarks.contenders import Contender, Move, Trip
 from scripts.benchmarks.nodes import CommandFailed, started_node
 from scripts.benchmarks.subject import Subject, Workload
-from scripts.benchmarks.warm import warm_memory
+from scripts.benchmarks.warm import warming
 
 #: Pids from here on are for what is moved: no node uses them for itself.
 FIRST_PID = 20000
 PIDS_EACH = 200
 
 _WRAPPER = """#!/bin/bash
-[[ $1 != dump ]] || echo "$EPOCHREALTIME" >>'{note}'
+if [[ $1 == dump ]]; then
+    {warming}
+    echo "$EPOCHREALTIME" >>'{note}'
+fi
 exec '{criu}' "$@"
 """
 
@@ -102,10 +106,14 @@ Around = Callable[[Trip, Move], Any]
 async def compare(
     setting: Setting, workload: Workload, contenders: Sequence[Contender], repeats: int | None = None
 ) -> list[Series]:
-    """Move such a process with each contender in turn, again and again."""
+    """Move such a process with each contender in turn, again and again.
+
+    Each round begins with another one: what a trial leaves behind (memory that is warm or not) falls to each in turn.
+    """
     measured: dict[str, list[Measurement]] = {contender.name: [] for contender in contenders}
     for number in range(repeats or setting.repeats):
-        for contender in contenders:
+        first = number % len(contenders)
+        for contender in [*contenders[first:], *contenders[:first]]:
             one = await measure(setting, workload, contender)
             measured[contender.name].append(one)
             setting.say(f"{contender.name}, {number + 1}: {one.seconds:.3f} s")
@@ -130,9 +138,12 @@ async def measure(
                 subjects.append(Subject(directory / f"subject{number}", workload))
                 await subjects[-1].start(source, setting.program)
             note = directory / "dump-started"
-            trip = Trip(source, destination, directory, disk, subjects, _wrap(setting.criu, directory, note))
+            warm = warming(workload.total * sessions)
+            wrapper = _wrap(setting.criu, directory, note, warm if sessions == 1 else ["true"])
+            trip = Trip(source, destination, directory, disk, subjects, wrapper)
             async with contender.prepared(trip) as move:
-                await trio.to_thread.run_sync(warm_memory, workload.total * sessions)
+                if sessions > 1:
+                    await trio.run_process(warm)
                 commanded = time.time()
                 await (around(trip, move) if around else move())
                 for subject in subjects:
@@ -157,9 +168,9 @@ def _timed(subjects: Sequence[Subject], note: Path, commanded: float) -> dict[st
     }
 
 
-def _wrap(criu: Path, directory: Path, note: Path) -> str:
+def _wrap(criu: Path, directory: Path, note: Path, before: Sequence[str]) -> str:
     wrapper = directory / "criu"
-    wrapper.write_text(_WRAPPER.format(note=note, criu=criu))
+    wrapper.write_text(_WRAPPER.format(note=note, criu=criu, warming=shlex.join(before)))
     wrapper.chmod(0o755)
     return str(wrapper)
 

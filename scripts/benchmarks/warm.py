@@ -2,11 +2,10 @@
 
 A virtual machine whose host takes back free pages (free page reporting) pays for each page that is used again, once:
 4 s per GiB instead of 0.6 on the machine where this was written, after two seconds of not being used. Whoever needs
-more memory at a time would seem slow. So before each move, of every contender alike, as much as the largest needs is
-used and freed.
+more memory at a time would seem slow. So right before each dump, of every contender alike, as much as the largest needs
+is used and freed.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,10 +22,10 @@ FACTOR = 3
 PART = 0.5
 
 
-def warm_memory(size: int) -> None:
-    """Use and free memory for moving `size` bytes. Blocks while it does."""
+def warming(size: int) -> list[str]:
+    """The command that uses and frees memory for moving `size` bytes."""
     wanted = min(FACTOR * size, int(_available() * PART))
-    subprocess.run([sys.executable, "-S", "-c", _USE, str(wanted)], check=True)
+    return [sys.executable, "-S", "-c", _USE, str(wanted)]
 
 
 def _available() -> int:

@@ -77,7 +77,7 @@ async def test_a_bar_on_a_terminal(nodes: Nodes, a: Node, b: Node, criu_latest: 
     done = await a.run(sys.executable, "-c", on_terminal, *command, "--journal", a.directory, "--limit-rate", "20MB")
     assert done.code == 0, done.output
     assert "━" in done.stdout, "a bar"
-    for shown in ("checking", "dumping", "MiB", "MB/s", "committed", "frozen"):
+    for shown in ("checking", "dumping", "MiB", "MiB/s", "committed", "frozen"):
         assert shown in done.stdout
     await assert_runs(check, b)
 

@@ -2,7 +2,7 @@
  * and leaves two traces that a test reads.
  *
  *   memcheck --size BYTES --report FILE --history FILE [--threads N] [--procs N] [--compressible PERCENT]
- *            [--listen PORT] [--idle] [--seed N]
+ *            [--listen PORT] [--idle] [--seed N] [--pause MICROSECONDS]
  *
  * The report has one line of REPORT_LINE bytes for each process, overwritten in place: state, pid, counter, verification passes. It
  * stays open, so a restore must bring the descriptor back. A wrong byte makes the line start with ERROR, and exit code 1.
@@ -14,6 +14,7 @@
  *
  * SIGUSR1: verify all memory at once (`demanded` rises when done). SIGTERM: verify once more, report "bye", exit 0.
  * --procs N makes N-1 children with memory of their own; the root forwards SIGTERM and reaps. --idle verifies, without writing.
+ * --pause is the time between two steps: what so many of them at once leave to others.
  * --listen answers each connection on 127.0.0.1:PORT with the counter.
  */
 #define _GNU_SOURCE
@@ -39,7 +40,7 @@ enum {
 	WORDS = PAGE / 8,
 	REPORT_LINE = 192,
 	HISTORY_RECORDS = 1 << 20, /* at 2 ms a step, half an hour */
-	STEP_NANOSECONDS = 2000000,
+	STEP_MICROSECONDS = 2000,
 	STEP_VERIFIES = 256, /* pages: 500 MiB/s at most */
 	STEP_WRITES = 4,     /* pages: 8 MiB/s dirty at most */
 	MAX_THREADS = 64,
@@ -64,8 +65,8 @@ struct slice {
 static struct {
 	uint64_t size, seed;
 	const char *report, *history;
-	int threads, procs, compressible, port, idle;
-} options = { .threads = 1, .procs = 1, .seed = 1 };
+	int threads, procs, compressible, port, idle, pause;
+} options = { .threads = 1, .procs = 1, .seed = 1, .pause = STEP_MICROSECONDS };
 
 static struct slice slices[MAX_THREADS];
 static int slot, report_fd, listener = -1;
@@ -191,7 +192,7 @@ static void step(struct slice *slice)
 
 static void pause_between_steps(void)
 {
-	nanosleep(&(struct timespec){ .tv_nsec = STEP_NANOSECONDS }, NULL);
+	nanosleep(&(struct timespec){ .tv_nsec = options.pause * 1000L }, NULL);
 }
 
 static void *run_slice(void *slice)
@@ -327,7 +328,7 @@ static int run(const pid_t *children, int child_count)
 static void usage(void)
 {
 	fprintf(stderr, "usage: memcheck --size BYTES --report FILE --history FILE [--threads N] [--procs N]"
-			" [--compressible PERCENT] [--listen PORT] [--idle] [--seed N]\n");
+			" [--compressible PERCENT] [--listen PORT] [--idle] [--seed N] [--pause MICROSECONDS]\n");
 	exit(2);
 }
 
@@ -337,7 +338,7 @@ static void parse(int argc, char **argv)
 		{ "size", 1, NULL, 's' },    { "report", 1, NULL, 'r' },       { "history", 1, NULL, 'h' },
 		{ "threads", 1, NULL, 't' }, { "procs", 1, NULL, 'p' },        { "compressible", 1, NULL, 'c' },
 		{ "listen", 1, NULL, 'l' },  { "idle", 0, &options.idle, 1 }, { "seed", 1, NULL, 'e' },
-		{ 0 },
+		{ "pause", 1, NULL, 'P' },   { 0 },
 	};
 
 	for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1;) {
@@ -350,12 +351,13 @@ static void parse(int argc, char **argv)
 		case 'c': options.compressible = atoi(optarg); break;
 		case 'l': options.port = atoi(optarg); break;
 		case 'e': options.seed = strtoull(optarg, NULL, 0); break;
+		case 'P': options.pause = atoi(optarg); break;
 		case 0: break;
 		default: usage();
 		}
 	}
 	if (optind != argc || !options.report || !options.history || options.threads < 1 || options.threads > MAX_THREADS ||
-	    options.procs < 1 || options.size / PAGE < (uint64_t)options.threads)
+	    options.procs < 1 || options.pause < 0 || options.pause > 999999 || options.size / PAGE < (uint64_t)options.threads)
 		usage();
 }
 
