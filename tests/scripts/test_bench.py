@@ -44,6 +44,7 @@ def test_contenders_are_compared(repo_root: Path, tmp_path: Path) -> None:
         "imgproxy migrate",
         "criu, tmpfs directory",
         "criu, tar over socat",
+        "the same, on tmpfs",
     ]
     assert [target["limit"] for target in rate["targets"]] == [1.15, 1.15, 3.0]
     assert names(found["tls"]["series"]) == ["plain", "mutual TLS"]
