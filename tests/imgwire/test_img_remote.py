@@ -127,7 +127,7 @@ def test_an_image_that_does_not_exist() -> None:
         LocalEntry("parent", "", OpenMode.WRITE).encode(),
         LocalEntry("a.img", "s1", OpenMode.APPEND).encode(),
         bytes.fromhex("0f000000 0a09 2e2e2f782e696d6701 1200 1801"),  # a name with a path
-        PUSH + bytes.fromhex("03000000 0a0161") + b"x",
+        PUSH + bytes.fromhex("03000000 0a0561"),
     ],
 )
 def test_what_no_client_says(raw: bytes) -> None:
