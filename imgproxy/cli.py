@@ -1,11 +1,12 @@
 """The command line of `imgproxy`."""
 
 import os
+import secrets
 import shutil
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -149,7 +150,7 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
-        with _images_directory(journals) as directory:
+        with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
                 dialer=given.dialer(parse_address(to), tls, insecure=insecure),
                 directory=directory,
@@ -165,6 +166,7 @@ def migrate_command(
                 recover_options=tuple(tls.words()),
             )
             source = SourceSession(config, given.chain(map_path, tcp_listen_remap))
+            last.callback(source.forget)
             display = choose(as_json)
             try:
                 with _telling_if_stopped(source):
@@ -337,9 +339,12 @@ def _wait_for(wait_restored: bool | None) -> WaitFor:
 
 @contextmanager
 def _images_directory(journal: Path) -> Iterator[Path]:
-    """A directory for CRIU, short enough for its socket; the log of a dump that failed is kept with the journal."""
+    """A directory for CRIU, short enough for its socket; the log of a dump that failed is kept with the journal.
+
+    The session makes it, once the journal names it: so a crash leaves none that nobody knows of.
+    """
     place = Path("/run") if os.access("/run", os.W_OK) else Path(tempfile.gettempdir())
-    directory = Path(tempfile.mkdtemp(prefix="imgproxy-", dir=place))
+    directory = place / f"imgproxy-{secrets.token_hex(6)}"
     journal.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
         yield directory
@@ -347,7 +352,8 @@ def _images_directory(journal: Path) -> Iterator[Path]:
         log = directory / LOG
         if log.exists():
             shutil.copy(log, journal / LOG)
-        shutil.rmtree(directory)
+        if directory.exists():
+            shutil.rmtree(directory)
 
 
 def _run(verbose: int, main: Callable[[], Awaitable[int]]) -> int:

@@ -64,7 +64,7 @@ class SourceConfig:
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
     metrics: str | None = None
-    temporary: bool = False  #: the images directory is ours alone
+    temporary: bool = False  #: the images directory is ours alone: made with the session, gone before its journal is
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again
 
 
@@ -99,6 +99,7 @@ class SourceSession:
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
         self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
         self.destination: NodeFacts | None = None
+        self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
         self._link = Link(config.dialer, self.channel, self._hello(), self.view, patience=config.patience)
         self._link.on_reconnect = self.metrics.reconnects.inc
@@ -114,6 +115,8 @@ class SourceSession:
                 try:
                     self.destination = NodeFacts.from_dict(welcome.facts)
                     self._write_opened()
+                    if self.config.temporary:
+                        self.config.directory.mkdir(mode=0o700)
                     async with self._told_at_the_end(), flat_nursery() as nursery:
                         if self.config.metrics:
                             await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
@@ -184,10 +187,17 @@ class SourceSession:
         if self.handover.decision is Decision.WAITING:
             self.handover.abort("imgproxy ended before the hand-over")
         told = await self._tell(messages.Commit() if committed else messages.Abort(self.handover.reason))
-        if told:
-            self.journal.remove()
-        else:
+        self._told = told
+        if told and not self.config.temporary:
+            self.forget()
+        if not told:
             _log.error("the cache could not be told how the session ended: run `imgproxy recover`", session=self.name)
+
+    def forget(self) -> None:
+        """Remove the journal, if the cache knows how it ended. It names a temporary directory, so that one goes first:
+        what a crash leaves of it in between is for `imgproxy recover`."""
+        if self._told:
+            self.journal.remove()
 
     async def _deliver_commit(self) -> None:
         """The moment that the tree is dead the destination may run."""
