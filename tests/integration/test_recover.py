@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,13 @@ SLOW = ["--limit-rate", "2MB", "--compress", "off"]
 
 def _crash(node: Node) -> None:
     """All that ran there is gone, nobody having seen another die, and what was written down is of an earlier boot."""
-    pids = [pid for pid, command in node.processes().items() if "reaper" not in command]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in pids:
+    stopped: set[int] = set()
+    while new := {pid for pid, command in node.processes().items() if "reaper" not in command} - stopped:
+        for pid in new:
+            with suppress(ProcessLookupError):  # a program that has just come to its end
+                os.kill(pid, signal.SIGSTOP)
+        stopped |= new
+    for pid in stopped:
         kill_and_wait(pid)
     (journal,) = (node.directory / "journal").glob("*.journal")
     (record,) = [json.loads(line) for line in journal.read_text().splitlines()]
