@@ -134,8 +134,8 @@ class Session:
         if self.state is SessionState.ABORTED:
             return
         match message:
-            case messages.OpenImage():
-                self.store.open(message)
+            case messages.BeginRound() | messages.DropRound() | messages.OpenImage():
+                self.store.arrange(message)
             case messages.EndImage():
                 image = self.store.end(message)
                 self.metrics.image_bytes.labels("in", image_kind(image.name)).inc(image.size)

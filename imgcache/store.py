@@ -1,133 +1,68 @@
 """The images of one session: append-only while they come in, then sealed, patched, complete.
 
-An image is a list of extents in the session's arena (or in an archive file); nothing here touches its bytes. Frames of
-different images interleave, so an image has an extent per run of frames of its own.
+They come in rounds, each a pre-dump or the dump; once complete, those of the last round, with what they need of the
+others, are the checkpoint. An image is a list of extents in the session's arena (or in an archive file); nothing here
+touches its bytes. Frames of different images interleave, so an image has an extent per run of frames of its own.
 """
 
-from bisect import bisect_right
 from collections.abc import Iterator
 
 import trio
-import xxhash
 import zstandard
 
-from imgcache.arena import Arena, Extent, pread_all, pwrite_all
+from imgcache.arena import Arena, Extent
+from imgcache.image import Round, StoredImage
 from imgnode.channel import Payload
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA, Header
-from imgwire.messages import EndImage, ImagesComplete, OpenImage
+from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
 
 #: More images than any dump has: a tree of 10,000 processes has about ten for each.
 MAX_IMAGES = 200_000
-
-
-class StoredImage:
-    """One image."""
-
-    def __init__(self, name: str, *, digest: bool = False) -> None:
-        self.name = name
-        self.size = 0
-        self.sealed = False
-        self.released = False  #: some of its memory was given back: it cannot be read again
-        self._extents: list[Extent] = []
-        self._starts: list[int] = []
-        self._digest = xxhash.xxh3_128() if digest else None
-
-    @property
-    def digested(self) -> bool:
-        """Whether the bytes must pass through user space for their digest."""
-        return self._digest is not None
-
-    @property
-    def last_extent(self) -> Extent | None:
-        """The extent that the next bytes may continue."""
-        return self._extents[-1] if self._extents else None
-
-    def add(self, extent: Extent) -> None:
-        """The bytes of `extent` follow what the image has."""
-        last = self.last_extent
-        if last and (last.fd, last.offset + last.length) == (extent.fd, extent.offset):
-            self._extents[-1] = Extent(last.fd, last.offset, last.length + extent.length)
-        else:
-            self._extents.append(extent)
-            self._starts.append(self.size)
-        self.size += extent.length
-
-    def update_digest(self, data: bytes) -> None:
-        """Count `data` into the digest, if there is one."""
-        if self._digest is not None:
-            self._digest.update(data)
-
-    def seal(self, size: int, digest: bytes | None) -> None:
-        """All bytes have come; RemoteProtocolError if they are not what was sent."""
-        if self.sealed:
-            raise RemoteProtocolError(f"{self.name}: ended twice")
-        if size != self.size:
-            raise RemoteProtocolError(f"{self.name}: {size} bytes were sent, {self.size} came")
-        if (digest is None) is not (self._digest is None):
-            raise RemoteProtocolError(f"{self.name}: a digest was announced or sent, not both")
-        if self._digest is not None and self._digest.digest() != digest:
-            raise RemoteProtocolError(f"{self.name}: its bytes are not those that were sent (digest differs)")
-        self._digest = None
-        self.sealed = True
-
-    def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
-        """The extents of a range of the image, in order; RemoteProtocolError if it is not all there."""
-        end = self.size if length is None else offset + length
-        if not 0 <= offset <= end <= self.size:
-            raise RemoteProtocolError(f"{self.name}: bytes {offset} to {end} of an image of {self.size}")
-        index = bisect_right(self._starts, offset) - 1
-        while offset < end:
-            extent, start = self._extents[index], self._starts[index]
-            size = min(extent.length - (offset - start), end - offset)
-            yield Extent(extent.fd, extent.offset + offset - start, size)
-            offset += size
-            index += 1
-
-    def read(self, offset: int, length: int) -> bytes:
-        """The bytes of a range."""
-        return b"".join(pread_all(part.fd, part.length, part.offset) for part in self.extents(offset, length))
-
-    def replace(self, extent: Extent) -> None:
-        """The sealed image has these bytes instead, of any size."""
-        self._extents, self._starts, self.size = [extent], [0], extent.length
-
-    def patch(self, offset: int, data: bytes) -> None:
-        """Overwrite a range."""
-        view = memoryview(data)
-        for part in self.extents(offset, len(data)):
-            pwrite_all(part.fd, view[: part.length], part.offset)
-            view = view[part.length :]
+#: More rounds than make sense; their list of ids still fits what the original client takes.
+MAX_ROUNDS = 1000
 
 
 class ImageStore:
-    """All images of a session, by number (as the link calls them) and by name (as CRIU does)."""
+    """All images of a session, by number (as the link calls them) and by name (as CRIU does).
+
+    Iteration, length and names are those of the checkpoint: of the last round, merged with the others once complete.
+    """
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
         self.complete = False
+        self.variant = ""  #: how a `criu --remote` dump wrote the images, if it did
+        self.rounds: list[Round] = []
+        self._checkpoint: dict[str, StoredImage] = {}
         self._by_number: dict[int, StoredImage] = {}
-        self._by_name: dict[str, StoredImage] = {}
         self._unzip = zstandard.ZstdDecompressor()
 
     def __len__(self) -> int:
-        return len(self._by_name)
+        return len(self._checkpoint)
 
     def __iter__(self) -> Iterator[StoredImage]:
-        return iter(self._by_name.values())
+        return iter(self._checkpoint.values())
 
     @property
     def size(self) -> int:
-        """Bytes of all images so far."""
-        return sum(image.size for image in self)
+        """Bytes of all images of all rounds so far."""
+        return sum(image.size for image in self._all())
+
+    def _all(self) -> Iterator[StoredImage]:
+        return (image for one in self.rounds for image in one.images.values())
 
     def find(self, name: str) -> StoredImage | None:
         """The image of that name."""
-        return self._by_name.get(name)
+        return self._checkpoint.get(name)
 
     def named(self, name: str) -> StoredImage:
         """The image of that name, which must exist."""
-        return self._by_name[name]
+        return self._checkpoint[name]
+
+    def of_snapshot(self, snapshot: str) -> Round | None:
+        """The newest round that the original `criu --remote` calls so."""
+        return next((one for one in reversed(self.rounds) if one.snapshot == snapshot), None)
 
     def numbered(self, number: int) -> StoredImage:
         """The image of that number; RemoteProtocolError if it was never opened."""
@@ -136,15 +71,53 @@ class ImageStore:
         except KeyError:
             raise RemoteProtocolError(f"image number {number} was never opened") from None
 
+    def arrange(self, message: BeginRound | DropRound | OpenImage) -> None:
+        """A round or an image begins, or a round is dropped."""
+        match message:
+            case BeginRound():
+                self.begin_round(message)
+            case DropRound():
+                self.drop_round(message)
+            case OpenImage():
+                self.open(message)
+
+    def begin_round(self, message: BeginRound) -> None:
+        """A pre-dump or the dump begins."""
+        self._check_open()
+        if self.rounds and message.round <= self.rounds[-1].number:
+            raise RemoteProtocolError(f"round {message.round} after round {self.rounds[-1].number}")
+        if len(self.rounds) >= MAX_ROUNDS:
+            raise RemoteProtocolError(f"more than {MAX_ROUNDS} rounds")
+        self.rounds.append(Round(message.round, message.snapshot))
+        self._checkpoint = self.rounds[-1].images
+
+    def drop_round(self, message: DropRound) -> None:
+        """That round has failed: forget it, and give its memory back."""
+        self._check_open()
+        dropped = next((one for one in self.rounds if one.number == message.round), None)
+        if dropped is None:
+            raise RemoteProtocolError(f"round {message.round}, which never began, is to be dropped")
+        for image in dropped.images.values():
+            for extent in image.extents():
+                self.arena.release(extent)
+            image.released = True
+        self.rounds.remove(dropped)
+        self._checkpoint = self.rounds[-1].images if self.rounds else {}
+
     def open(self, message: OpenImage) -> None:
         """A new image begins."""
         self._check_open()
-        if message.image in self._by_number or message.name in self._by_name:
+        if not self.rounds and message.round == 0:
+            self.begin_round(BeginRound(0))
+        if not self.rounds or self.rounds[-1].number != message.round:
+            raise RemoteProtocolError(f"{message.name}: is of round {message.round}, which has not begun or is over")
+        images = self.rounds[-1].images
+        if message.image in self._by_number or message.name in images:
             raise RemoteProtocolError(f"{message.name} (number {message.image}): opened twice")
-        if len(self) >= MAX_IMAGES:
+        if len(self._by_number) >= MAX_IMAGES:
             raise RemoteProtocolError(f"more than {MAX_IMAGES} images")
         image = StoredImage(message.name, digest=message.digest)
-        self._by_number[message.image] = self._by_name[message.name] = image
+        self._by_number[message.image] = images[message.name] = image
 
     def end(self, message: EndImage) -> StoredImage:
         """An image has been sent whole."""
@@ -154,14 +127,19 @@ class ImageStore:
 
     def finish(self, message: ImagesComplete) -> None:
         """Nothing changes any more; RemoteProtocolError if something is missing."""
-        open_images = [image.name for image in self if not image.sealed]
-        if open_images:
-            raise RemoteProtocolError(f"declared complete with {open_images[0]} still open")
-        if (message.images, message.size) != (len(self), self.size):
+        images = list(self._all())
+        if opened := [image.name for image in images if not image.sealed]:
+            raise RemoteProtocolError(f"declared complete with {opened[0]} still open")
+        if (message.images, message.size) != (len(images), self.size):
             raise RemoteProtocolError(
                 f"declared complete with {message.images} images of {message.size} bytes; "
-                f"{len(self)} of {self.size} bytes are here"
+                f"{len(images)} of {self.size} bytes are here"
             )
+        self.variant = message.variant
+        if self.rounds and self.rounds[-1].snapshot:
+            from imgcache.layers import merge  # with pre-dumps only: it is slow to import
+
+            self._checkpoint = merge(self.rounds, self.arena)
         self.complete = True
 
     async def receive(self, payload: Payload) -> None:

@@ -45,7 +45,7 @@ SILENCE = 20.0
 WINDOW = 32 << 20
 #: The receiver acknowledges after this many bytes, an eighth of the window: the sender never runs dry.
 ACK_EVERY = WINDOW // 8
-#: ... or this many frames, a quarter of what may be in flight.
+#: ... or this many frames, so that a sender of small ones never waits for its limit of 64 either.
 ACK_EVERY_FRAMES = 16
 
 #: Payload bytes in a spliced frame: it is to pass through a pipe of 256 slots at once. At the sender one is for the

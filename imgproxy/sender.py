@@ -1,10 +1,13 @@
-"""Sends one dump's images: pages straight through, small images through the transforms, and the end of the dump.
+"""Sends a migration's images, round by round: pages straight through, small images through the transforms, the end.
 
 Page images are moved by splice, or read in chunks where the bytes must pass through us (TLS, zstd, digest). Memory is
 bounded whatever the size of an image: a chunk or three at a time. Only images that a transform wants are collected.
+
+A round is a pre-dump or the dump. Without pre-dumps there is one, which nobody need begin.
 """
 
 import collections
+import itertools
 import os
 from dataclasses import dataclass, field
 
@@ -18,7 +21,7 @@ from imgnode.pipes import enlarge, read_some
 from imgproxy.compression import THREADS, Compression
 from imgproxy.outgoing import Outgoing
 from imgwire.frames import MAX_DATA
-from imgwire.messages import EndImage, ImagesComplete, OpenImage
+from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
 from imgwire.names import image_kind, is_pages
 from transform.chain import COLLECTED_LIMIT, Chain
 from transform.errors import TransformError
@@ -45,7 +48,7 @@ class Packed:
 
 
 class ImageSender:
-    """The images of one dump on their way out."""
+    """The images of one migration on their way out."""
 
     def __init__(
         self,
@@ -57,7 +60,9 @@ class ImageSender:
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
-        self.images: dict[str, SentImage] = {}
+        self._rounds: dict[int, dict[str, SentImage]] = {0: {}}
+        self._round = 0
+        self._numbers = itertools.count()
         self.bytes_by_kind: collections.Counter[str] = collections.Counter()
         self._out, self._chain, self._compression = out, chain, compression
         self._digest_pages = digest_pages
@@ -68,6 +73,28 @@ class ImageSender:
     def size(self) -> int:
         """Bytes of image sent so far."""
         return self.bytes_by_kind.total()
+
+    @property
+    def images(self) -> dict[str, SentImage]:
+        """The images of this round."""
+        return self._rounds[self._round]
+
+    async def begin_round(self, snapshot: str, chain: Chain) -> None:
+        """What comes now is another pre-dump, or the dump; `chain` transforms it."""
+        self._round = max(self._rounds) + 1
+        self._rounds[self._round] = {}
+        self._chain = chain
+        await self._out.send(BeginRound(self._round, snapshot))
+
+    async def drop_round(self) -> None:
+        """This round failed; its images, all ended, do not count."""
+        self._rounds[self._round] = {}
+        await self._out.send(DropRound(self._round))
+
+    def totals(self) -> tuple[int, int]:
+        """How many images make the migration, and their bytes."""
+        images = [image for sent in self._rounds.values() for image in sent.values()]
+        return len(images), sum(image.size for image in images)
 
     async def send_from_pipe(self, name: str, fd: int) -> None:
         """Take the image `name` out of the pipe `fd` until its end, and send it. The caller closes `fd`."""
@@ -93,12 +120,15 @@ class ImageSender:
             await self._send_chunk(image, data[start : start + MAX_DATA], digest)
         await self._end(image, digest)
 
-    async def finish(self, store: PageStore) -> None:
-        """Every image has come: let the transforms do the rest, then declare the set complete."""
+    async def finish(self, store: PageStore, variant: str = "") -> None:
+        """Every image has come: let the transforms do the rest, then declare the set complete.
+
+        `variant`: that of the `criu --remote` that wrote them.
+        """
         held = await trio.to_thread.run_sync(self._chain.finish, store)
         for name, data in held.items():
             await self.send_whole(name, data)
-        await self._out.send(ImagesComplete(len(self.images), self.size))
+        await self._out.send(ImagesComplete(*self.totals(), variant))
 
     async def _transform(self, name: str, data: bytes) -> bytes | None:
         """In a thread, for an image may be large; one at a time, as a chain wants it."""
@@ -107,9 +137,9 @@ class ImageSender:
 
     async def _open(self, name: str, *, digest: bool) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
         counter = self._metrics.image_bytes.labels("out", image_kind(name))
-        image = SentImage(name, len(self.images), counter)
+        image = SentImage(name, next(self._numbers), counter)
         self.images[name] = image
-        await self._out.send(OpenImage(image.number, name, digest))
+        await self._out.send(OpenImage(image.number, name, digest, self._round))
         return image, xxhash.xxh3_128() if digest else None
 
     async def _end(self, image: SentImage, digest: "xxhash.xxh3_128 | None") -> None:

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from imgwire.errors import RemoteProtocolError
-from imgwire.names import check_image_name
+from imgwire.names import check_image_name, check_snapshot
 
 #: The list of snapshot ids, as an image.
 PARENT = "parent"
 #: Longest message taken: a snapshot id is a path (4096 bytes), a name has 255.
 MAX_MESSAGE = 8192
-#: Longest snapshot id: PATH_MAX.
-MAX_SNAPSHOT = 4096
 #: Longest list of ids taken: 1000 of the longest.
 MAX_LIST = 4 << 20
 
@@ -90,15 +88,7 @@ def encode_snapshots(ids: list[str]) -> bytes:
 
 def decode_snapshot(raw: bytes) -> str:
     """The id in a snapshot_id_entry: a path, as it was given with -D."""
-    snapshot = str(_fields(raw, {1: str})[1])
-    check_snapshot(snapshot)
-    return snapshot
-
-
-def check_snapshot(snapshot: str) -> None:
-    """RemoteProtocolError unless it can be the path of a directory."""
-    if len(snapshot.encode()) > MAX_SNAPSHOT or "\0" in snapshot:
-        raise RemoteProtocolError(f"a snapshot id of {len(snapshot)} characters that is no path")
+    return check_snapshot(str(_fields(raw, {1: str})[1]))
 
 
 def _mode(value: str | int) -> OpenMode:

@@ -9,7 +9,7 @@ from typing import Any
 
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
-from imgwire.names import check_image_name, check_session_name
+from imgwire.names import check_image_name, check_session_name, check_snapshot
 from imgwire.packing import build, pack, unpack
 
 #: Version of the link spoken here, and the oldest still understood.
@@ -90,12 +90,32 @@ Greeting = Hello | Welcome | Refused | Resolve | Resolved
 
 
 @dataclass(frozen=True)
+class BeginRound:
+    """A pre-dump or the dump begins. Rounds come one after the other, each with a higher number; a migration without
+    pre-dumps is one round, number 0, that need not be begun."""
+
+    round: int
+    snapshot: str = ""  #: its images directory, as the original `criu --remote` calls it (with -D)
+
+    def __post_init__(self) -> None:
+        check_snapshot(self.snapshot)
+
+
+@dataclass(frozen=True)
+class DropRound:
+    """That round failed: its images, all ended, are not of the migration."""
+
+    round: int
+
+
+@dataclass(frozen=True)
 class OpenImage:
-    """Image number `image` has this name; its DATA follow, with `digest` an xxh3-128 at the end."""
+    """Image number `image` has this name, unique in its round. DATA follow, and if `digest` an xxh3-128 of them."""
 
     image: int
     name: str
     digest: bool = False
+    round: int = 0
 
     def __post_init__(self) -> None:
         check_image_name(self.name)
@@ -158,6 +178,7 @@ class ImagesComplete:
 
     images: int
     size: int  #: bytes of all images together
+    variant: str = ""  #: `pipe` or `nopipe`: how a `criu --remote` dump wrote them, and restore will read them
 
 
 @dataclass(frozen=True)
@@ -192,7 +213,19 @@ class State:
     detail: str = ""
 
 
-ToCache = OpenImage | EndImage | ReadBack | Patch | Restore | CheckCpu | ImagesComplete | Commit | Abort
+ToCache = (
+    BeginRound
+    | DropRound
+    | OpenImage
+    | EndImage
+    | ReadBack
+    | Patch
+    | Restore
+    | CheckCpu
+    | ImagesComplete
+    | Commit
+    | Abort
+)
 ToProxy = Reply | State
 Message = ToCache | ToProxy
 
@@ -202,6 +235,8 @@ _NAMES: dict[type[Any], str] = {
     Refused: "refused",
     Resolve: "resolve",
     Resolved: "resolved",
+    BeginRound: "round",
+    DropRound: "drop",
     OpenImage: "open",
     EndImage: "end",
     ReadBack: "read",

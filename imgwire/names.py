@@ -15,6 +15,8 @@ MAX_NAME = 255
 MAX_SESSION_NAME = 64
 #: A session name that nobody chose: 20 bytes of the source's host name, a dash, 8 hex digits.
 MAX_DEFAULT_SESSION_NAME = 29
+#: A snapshot id is a path: PATH_MAX.
+MAX_SNAPSHOT = 4096
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
@@ -27,6 +29,13 @@ def check_image_name(name: str) -> str:
 def check_session_name(name: str) -> str:
     """Return `name` if it can name a session (and its directory), else raise RemoteProtocolError."""
     return _check("session", name, MAX_SESSION_NAME)
+
+
+def check_snapshot(snapshot: str) -> str:
+    """Return `snapshot` if it can be the path of a directory, else raise RemoteProtocolError. It never becomes one."""
+    if len(snapshot.encode()) > MAX_SNAPSHOT or "\0" in snapshot:
+        raise RemoteProtocolError(f"a snapshot id of {len(snapshot)} characters that is no path")
+    return snapshot
 
 
 def is_pages(name: str) -> bool:

@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable, Iterator
 import trio
 
 from imgcache.arena import Extent
-from imgcache.store import ImageStore, StoredImage
+from imgcache.image import StoredImage
+from imgcache.store import ImageStore
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import PIPE_SIZE, enlarge, splice_file
 from imgnode.unix import close_all, receive_with_fds

@@ -12,10 +12,10 @@ from pathlib import Path
 import structlog
 import trio
 
+from imgcache.image import StoredImage
 from imgcache.leftovers import Leftovers
 from imgcache.serve.feed import Feed
 from imgcache.session import Attempt, Session
-from imgcache.store import StoredImage
 from imgnode.criu import cause
 from imgnode.nursery import flat_nursery
 from imgnode.process import watch

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgcache.arena import Arena, Extent, MemoryBudget, StoreFull
-from imgcache.store import ImageStore, StoredImage
+from imgcache.image import StoredImage
+from imgcache.store import ImageStore
 from imgnode.channel import Payload
 from imgnode.nursery import flat_nursery
 from imgwire.errors import RemoteProtocolError

@@ -42,13 +42,15 @@ cache_greetings = (
     | st.builds(messages.Resolved, state=text)
 )
 to_cache = st.one_of(
-    st.builds(messages.OpenImage, image=numbers, name=names, digest=st.booleans()),
+    st.builds(messages.BeginRound, round=numbers, snapshot=text),
+    st.builds(messages.DropRound, round=numbers),
+    st.builds(messages.OpenImage, image=numbers, name=names, digest=st.booleans(), round=numbers),
     st.builds(messages.EndImage, image=numbers, size=numbers, digest=st.none() | st.binary(min_size=16, max_size=16)),
     st.builds(messages.ReadBack, request=numbers, image=numbers, offset=numbers, length=st.integers(1, 1 << 20)),
     st.builds(messages.Patch, image=numbers, offset=numbers, data=st.binary(min_size=1, max_size=300)),
     st.builds(messages.Restore, options=st.lists(text, max_size=5).map(tuple)),
     st.builds(messages.CheckCpu, request=numbers, cpuinfo=st.binary(max_size=100)),
-    st.builds(messages.ImagesComplete, images=numbers, size=numbers),
+    st.builds(messages.ImagesComplete, images=numbers, size=numbers, variant=text),
     st.just(messages.Commit()),
     st.builds(messages.Abort, reason=text),
 )
