@@ -15,7 +15,7 @@ from imgcache.host import HostConfig
 from imgcache.server import CacheConfig, CacheServer
 from imgnode import logs
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
-from imgnode.command_line import parse_size, run_program, show_size
+from imgnode.command_line import Wire, parse_size, run_program, show_size
 from imgnode.control_client import ControlClient, Request
 from imgnode.preflight import check_images_dir
 from imgwire.errors import UsageError
@@ -36,6 +36,7 @@ def run(
     directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="Where criu finds the socket.")] = None,
     listen: Annotated[list[str] | None, typer.Option(help="HOST:PORT, unix:PATH or fd:IN,OUT; repeatable.")] = None,
     archive: Annotated[str | None, typer.Option("--from", help="file:PATH of a parked checkpoint.")] = None,
+    wire: Annotated[Wire, typer.Option(help="criu: original image-proxies connect, not imgproxy.")] = Wire.LINK,
     allow_restore: Annotated[bool, typer.Option(help="Run criu restore when a source asks for it.")] = False,
     criu: Annotated[str, typer.Option(help="The CRIU program.")] = "criu",
     memory_limit: Annotated[str | None, typer.Option(help="Image bytes kept in memory, such as 8GiB.")] = None,
@@ -58,6 +59,8 @@ def run(
     def main() -> int:
         if release not in ("running", "read"):
             raise UsageError(f"--release {release}: write running or read")
+        if wire is Wire.CRIU and (tls_cacert or tls_cert or tls_key):
+            raise UsageError("--wire criu: an original image-proxy knows no TLS; leave the --tls options out")
         addresses = tuple(parse_address(text) for text in listen or ())
         tls = _tls(tls_cacert, tls_cert, tls_key, insecure, addresses)
         config = CacheConfig(
@@ -70,6 +73,7 @@ def run(
             journal=journal and journal.absolute(),
             metrics=metrics,
             insecure=insecure,
+            wire=wire,
             host=HostConfig(criu, allow_restore, release == "read", source_timeout),
         )
         trio.run(CacheServer(config).run)

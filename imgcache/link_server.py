@@ -24,6 +24,18 @@ MAX_GREETING = 64
 _log = structlog.get_logger()
 
 
+async def open_session(hello: Hello, registry: Registry, host: Host, nursery: trio.Nursery) -> Session:
+    """A new session that lives in `nursery`. UsageError with the reason, if it cannot be."""
+    session = registry.create(hello)
+    try:
+        await nursery.start(host.run, session)
+    except UsageError:
+        registry.discard(session)
+        raise
+    _log.info("session opened", session=session.name, wait_restored=session.wait_restored)
+    return session
+
+
 class LinkServer:
     """Serves connections of any transport."""
 
@@ -78,14 +90,7 @@ class LinkServer:
             return self._resume(hello)
         if self.stopping:
             raise UsageError("the cache is stopping")
-        session = self._registry.create(hello)
-        try:
-            await self._nursery.start(self._host.run, session)
-        except UsageError:
-            self._registry.discard(session)
-            raise
-        _log.info("session opened", session=session.name, wait_restored=session.wait_restored)
-        return session
+        return await open_session(hello, self._registry, self._host, self._nursery)
 
     def _resume(self, hello: Hello) -> Session:
         session = self._registry.get(hello.session)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import trio
@@ -15,12 +16,14 @@ from imgcache.archive import Archive
 from imgcache.hook import SCRIPT, SOCKET, script_text
 from imgcache.host import SERVE_SOCKET, Host, HostConfig
 from imgcache.link_server import LinkServer
+from imgcache.original_link import OriginalLink
 from imgcache.registry import Registry
 from imgcache.requests import Requests
 from imgcache.serve.extract import extract
 from imgnode import systemd
 from imgnode.action_script_file import action_script
 from imgnode.addresses import Address, DescriptorAddress, TcpAddress, UnixAddress
+from imgnode.command_line import Wire
 from imgnode.control import serve_control
 from imgnode.criu import Criu
 from imgnode.greeting import GREETING_TIMEOUT
@@ -30,7 +33,7 @@ from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather
 from imgnode.tcp_peer import is_trusted
 from imgnode.tls_stream import secure
-from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport
+from imgnode.transport import DescriptorTransport, SocketTransport, StreamTransport, Transport
 from imgnode.unix import allowed, listening, peer_credentials
 from imgwire.errors import UsageError
 from imgwire.states import SessionState
@@ -54,7 +57,17 @@ class CacheConfig:
     journal: Path | None = None
     metrics: str | None = None
     insecure: bool = False  #: plain TCP even off loopback
+    wire: Wire = Wire.LINK  #: what is spoken on all that is listened to
     host: HostConfig = field(default_factory=HostConfig)
+
+
+class Links(Protocol):
+    """Serves what connects, by one wire."""
+
+    stopping: bool
+
+    async def serve(self, transport: Transport) -> None:
+        """Serve one connection until it ends."""
 
 
 class CacheServer:
@@ -74,7 +87,7 @@ class CacheServer:
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until a signal asks to stop."""
         async with flat_nursery() as nursery:
-            links = LinkServer(self._registry, self._host, nursery, self._facts)
+            links = self._links(nursery)
             with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
                 await self._start(nursery, links)
                 task_status.started()
@@ -83,7 +96,12 @@ class CacheServer:
                 await self._stop(links)
                 nursery.cancel_scope.cancel()
 
-    async def _start(self, nursery: trio.Nursery, links: LinkServer) -> None:
+    def _links(self, nursery: trio.Nursery) -> Links:
+        if self._config.wire is Wire.CRIU:
+            return OriginalLink(self._registry, self._host, nursery)
+        return LinkServer(self._registry, self._host, nursery, self._facts)
+
+    async def _start(self, nursery: trio.Nursery, links: Links) -> None:
         directory = self._config.directory
         await nursery.start(serve_control, directory / SOCKET, self._requests.handle)
         await nursery.start(action_script, directory / SCRIPT, script_text(str(directory / SOCKET)))
@@ -106,7 +124,7 @@ class CacheServer:
         command = f"criu restore --stream -D {directory} --action-script {directory / SCRIPT} ..."
         _log.info("ready", listening=self.addresses, restore_with=command)
 
-    async def _stop(self, links: LinkServer) -> None:
+    async def _stop(self, links: Links) -> None:
         """Sessions whose source can go on are aborted and told so; those in doubt stay in the journal."""
         systemd.notify("STOPPING=1")
         links.stopping = True
@@ -150,7 +168,7 @@ class CacheServer:
     # ---- the link ----
 
     async def _listen(
-        self, address: Address, links: LinkServer, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+        self, address: Address, links: Links, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
     ) -> None:
         match address:
             case TcpAddress(host, port):
@@ -172,7 +190,7 @@ class CacheServer:
     async def _accept(
         self,
         listener: trio.socket.SocketType,
-        links: LinkServer,
+        links: Links,
         shown: str,
         *,
         task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
@@ -184,7 +202,7 @@ class CacheServer:
                 sock, _ = await listener.accept()
                 nursery.start_soon(self._connection, sock, links)
 
-    async def _connection(self, sock: trio.socket.SocketType, links: LinkServer) -> None:
+    async def _connection(self, sock: trio.socket.SocketType, links: Links) -> None:
         if sock.family == socket.AF_UNIX and not allowed(peer_credentials(sock)):
             _log.warning("a process of another user connected to the link", uid=peer_credentials(sock).uid)
             sock.close()
@@ -195,14 +213,14 @@ class CacheServer:
         else:
             await self._tls_connection(trio.SocketStream(sock), self._config.tls, links)
 
-    async def _plain_connection(self, sock: trio.socket.SocketType, links: LinkServer) -> None:
+    async def _plain_connection(self, sock: trio.socket.SocketType, links: Links) -> None:
         if is_trusted(sock):
             await links.serve(SocketTransport(sock))
             return
         _log.warning("a local process of another user connected to the link", peer=str(sock.getpeername()))
         sock.close()
 
-    async def _tls_connection(self, stream: trio.SocketStream, context: ssl.SSLContext, links: LinkServer) -> None:
+    async def _tls_connection(self, stream: trio.SocketStream, context: ssl.SSLContext, links: Links) -> None:
         try:
             with trio.fail_after(GREETING_TIMEOUT):
                 secured = await secure(stream, context)

@@ -7,9 +7,10 @@ that, anything that goes wrong aborts it, and the process runs on at the source.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -251,6 +252,10 @@ class Session:
 
     async def attach(self, transport: Transport, connection: LinkConnection, peer_received: int) -> None:
         """Use this connection until it breaks or the proxy says goodbye. A newer one takes over from an older one."""
+        await self.carry(partial(self.channel.run, transport, connection, peer_received, self))
+
+    async def carry(self, run: Callable[[], Awaitable[bool]]) -> None:
+        """The source is there while `run` receives from it, which returns whether it said goodbye."""
         if self._connection is not None:
             self._connection.cancel()
             await self.changes.wait_until(lambda: self._connection is None)
@@ -258,7 +263,7 @@ class Session:
             self._connection = scope
             self.changes.notify()
             try:
-                self._bye = await self.channel.run(transport, connection, peer_received, self)
+                self._bye = await run()
             finally:
                 self._connection = None
                 self.changes.notify()

@@ -75,12 +75,21 @@ class Silence:
             await trio.sleep(SILENCE - max(quiet, 0.0))
 
 
+class Due(Protocol):
+    """A protocol that knows how many bytes of payload come next on its connection."""
+
+    @property
+    def payload_left(self) -> int:
+        """Bytes not taken yet."""
+
+    def payload_bypassed(self, size: int) -> object:
+        """`size` bytes were taken from the connection by other means."""
+
+
 class Payload:
     """The payload of one DATA frame, still on the connection: take it as bytes or by splice, all of it."""
 
-    def __init__(
-        self, transport: Transport, connection: LinkConnection, header: Header, silence: Silence | None = None
-    ) -> None:
+    def __init__(self, transport: Transport, connection: Due, header: Header, silence: Silence | None = None) -> None:
         self._transport, self._connection, self._silence = transport, connection, silence or Silence()
         self.header = header
 

@@ -6,6 +6,7 @@ A user sees one line that says what, where and what to do; `-v` shows where in t
 import re
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 
 import structlog
 import trio
@@ -15,6 +16,13 @@ from imgwire.errors import RemoteProtocolError, UsageError
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?")
 _POWER = {"": 0, "k": 1, "K": 1, "M": 2, "G": 3, "T": 4}
+
+
+class Wire(StrEnum):
+    """What proxy and cache speak with each other."""
+
+    LINK = "link"  #: our own protocol
+    CRIU = "criu"  #: that of the original image-proxy and image-cache
 
 
 def parse_size(text: str) -> int:

@@ -48,7 +48,7 @@ class SocketTransport(Transport):
     splices = True
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
-        self._sock = sock
+        self.sock = sock
         self._fd = sock.fileno()
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -57,7 +57,7 @@ class SocketTransport(Transport):
         view = memoryview(data)
         with _as_trio:
             while view:
-                sent = await self._sock.send(view, socket.MSG_MORE if more else 0)
+                sent = await self.sock.send(view, socket.MSG_MORE if more else 0)
                 view = view[sent:]
 
     async def receive_some(self, size: int) -> bytes:
@@ -74,7 +74,7 @@ class SocketTransport(Transport):
 
     async def aclose(self) -> None:
         self._fd = -1
-        self._sock.close()
+        self.sock.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -60,6 +60,16 @@ class RemoteStream:
         """Bytes of the present image that have not come."""
         return self._body
 
+    @property
+    def wanted(self) -> int:
+        """Bytes that are due next and are no image's: 0 where an image's are."""
+        return 0 if self._body else self._skip or self._need - len(self._buffer)
+
+    @property
+    def between_images(self) -> bool:
+        """Whether the stream may end here, or rest."""
+        return not (self._body or self._buffer or self._in_entry or self._skip)
+
     def receive_data(self, data: bytes) -> list[StreamEvent]:
         """Take any bytes; return what they mean."""
         events: list[StreamEvent] = []
@@ -79,7 +89,7 @@ class RemoteStream:
 
     def receive_eof(self) -> None:
         """The end of the stream: between two images, else RemoteProtocolError."""
-        if self._body or self._buffer or self._in_entry or self._skip:
+        if not self.between_images:
             raise RemoteProtocolError("the stream ends in the middle of an image")
 
     def _take(self, view: memoryview) -> tuple[int, list[StreamEvent]]:

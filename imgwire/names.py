@@ -18,6 +18,7 @@ MAX_DEFAULT_SESSION_NAME = 29
 #: A snapshot id is a path: PATH_MAX.
 MAX_SNAPSHOT = 4096
 
+_PRE_DUMP_KINDS = {"pagemap", "pagemap-shmem", "pages", "inventory", "irmap-cache", "stats-dump"}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 
 
@@ -41,6 +42,11 @@ def check_snapshot(snapshot: str) -> str:
 def is_pages(name: str) -> bool:
     """Whether the image holds raw page payload (`pages-1.img`): never parsed, moved by splice."""
     return name.startswith("pages-")
+
+
+def is_of_pre_dump(name: str) -> bool:
+    """Whether a pre-dump writes such an image. One that is not so tells a dump."""
+    return image_kind(name) in _PRE_DUMP_KINDS
 
 
 @lru_cache(maxsize=1024)
