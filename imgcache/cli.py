@@ -36,6 +36,10 @@ def run(
     directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="Where criu finds the socket.")] = None,
     listen: Annotated[list[str] | None, typer.Option(help="HOST:PORT, unix:PATH or fd:IN,OUT; repeatable.")] = None,
     archive: Annotated[str | None, typer.Option("--from", help="file:PATH of a parked checkpoint.")] = None,
+    remote: Annotated[bool, typer.Option("--remote", help="Serve the original criu restore --remote, too.")] = False,
+    work_dir: Annotated[
+        list[Path] | None, typer.Option("-W", "--work-dir", help="With --remote: the -W of criu's, if it has one.")
+    ] = None,
     wire: Annotated[Wire, typer.Option(help="criu: original image-proxies connect, not imgproxy.")] = Wire.LINK,
     allow_restore: Annotated[bool, typer.Option(help="Run criu restore when a source asks for it.")] = False,
     criu: Annotated[str, typer.Option(help="The CRIU program.")] = "criu",
@@ -59,6 +63,10 @@ def run(
     def main() -> int:
         if release not in ("running", "read"):
             raise UsageError(f"--release {release}: write running or read")
+        if remote and release == "read":
+            raise UsageError("--release read: criu restore --remote reads images more than once; write running")
+        if work_dir and not remote:
+            raise UsageError("-W: only criu restore --remote looks for its socket there; write --remote")
         if wire is Wire.CRIU and (tls_cacert or tls_cert or tls_key):
             raise UsageError("--wire criu: an original image-proxy knows no TLS; leave the --tls options out")
         addresses = tuple(parse_address(text) for text in listen or ())
@@ -74,7 +82,8 @@ def run(
             metrics=metrics,
             insecure=insecure,
             wire=wire,
-            host=HostConfig(criu, allow_restore, release == "read", source_timeout),
+            work_directories=tuple(_images_dir(path) for path in work_dir or ()),
+            host=HostConfig(criu, allow_restore, release == "read", source_timeout, remote),
         )
         trio.run(CacheServer(config).run)
         return 0

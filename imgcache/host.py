@@ -5,6 +5,7 @@ All of it lives in one nursery and is gone, directory included, when the session
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,11 +15,13 @@ import trio
 from imgcache.registry import Registry
 from imgcache.requests import Requests
 from imgcache.restore import restore_when_asked
+from imgcache.serve.attempt import claim
+from imgcache.serve.remote import SOCKET as REMOTE_SOCKET
+from imgcache.serve.remote import RemoteRestores
 from imgcache.serve.stream import serve_restore
 from imgcache.session import Session
 from imgnode.criu import Criu, CriuError
 from imgnode.nursery import flat_nursery
-from imgnode.process import watch
 from imgnode.unix import allowed, listening, peer_credentials
 from imgwire.errors import UsageError
 from imgwire.messages import Reply
@@ -37,6 +40,7 @@ class HostConfig:
     release_as_read: bool = False
     #: Seconds for which a source may be away before a session that is not in doubt is aborted.
     source_timeout: float = 60.0
+    remote: bool = False  #: serve the original `criu restore --remote`, too
 
 
 class Host:
@@ -44,6 +48,7 @@ class Host:
 
     def __init__(self, registry: Registry, requests: Requests, config: HostConfig) -> None:
         self._registry, self._requests, self._config = registry, requests, config
+        self._remote = RemoteRestores(registry)
 
     async def run(self, session: Session, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Live with the session until it is over; `started` when its serve socket listens."""
@@ -51,7 +56,7 @@ class Host:
         _make(directory, revived=session.revived)
         try:
             async with flat_nursery() as nursery:
-                await nursery.start(self.take_restores, directory / SERVE_SOCKET, session.name)
+                await nursery.start(self.take_restores, directory, session.name)
                 nursery.start_soon(self._answer_cpu_questions, session)
                 nursery.start_soon(self._restore, session)
                 task_status.started()
@@ -63,10 +68,20 @@ class Host:
             self._clear(session)
 
     async def take_restores(
-        self, path: Path, name: str | None, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED
+        self,
+        directory: Path,
+        name: str | None,
+        linked: Sequence[Path] = (),
+        *,
+        task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Listen at `path` for `criu restore --stream`; each gets the session of that name, or the next free one."""
-        async with listening(path) as listener, flat_nursery() as nursery:
+        """Listen in `directory` for `criu restore`; each gets the session of that name, or the next free one.
+
+        With --remote it is found in the directories `linked`, too.
+        """
+        async with listening(directory / SERVE_SOCKET) as listener, flat_nursery() as nursery:
+            if self._config.remote:
+                await nursery.start(self._remote.take, directory / REMOTE_SOCKET, name, linked)
             task_status.started()
             while True:
                 sock, _ = await listener.accept()
@@ -78,7 +93,7 @@ class Host:
             if not allowed(peer):
                 _log.warning("a process of another user asked for images", uid=peer.uid)
                 return
-            session = await self._claim(peer.pid, name)
+            session = await claim(self._registry, peer.pid, name)
             if session is None:
                 return
             hooked = self._requests.is_hooked(peer.pid)
@@ -90,21 +105,6 @@ class Host:
                 _log.error("criu restore could not be served", session=session.name, error=str(error))
             finally:
                 self._registry.release(session)
-
-    async def _claim(self, criu: int, name: str | None) -> Session | None:
-        """The session for that CRIU, or None if it died while it waited for one."""
-        claimed: Session | None = None
-        async with flat_nursery() as nursery:
-
-            async def died() -> None:
-                await watch(criu)
-                nursery.cancel_scope.cancel()
-
-            if criu:
-                nursery.start_soon(died)
-            claimed = await self._registry.claim(name)
-            nursery.cancel_scope.cancel()
-        return claimed
 
     async def _restore(self, session: Session) -> None:
         await restore_when_asked(session, self._config.criu, allowed=self._config.allow_restore)

@@ -96,3 +96,6 @@ class Round:
     number: int
     snapshot: str = ""  #: what the original `criu --remote` calls it
     images: dict[str, StoredImage] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"round {self.snapshot or self.number}"

@@ -6,7 +6,7 @@ oldest session that nobody restores yet. So one migration after the other needs 
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -103,16 +103,16 @@ class Registry:
                 journal.remove()  # what is not remembered was aborted
         return revived
 
-    async def claim(self, name: str | None) -> Session:
-        """Wait for the session of that name (None: the oldest that nobody restores) and take it for a restore."""
-        while (session := self._free(name)) is None:
-            await self.changes.wait_until(lambda: self._free(name) is not None)
+    async def claim(self, name: str | None, fits: Callable[[Session], bool] = lambda _session: True) -> Session:
+        """Wait for a session that fits and has that name (None: the oldest that nobody restores); take it."""
+        while (session := self._free(name, fits)) is None:
+            await self.changes.wait_until(lambda: self._free(name, fits) is not None)
         session.claimed = True
         return session
 
-    def _free(self, name: str | None) -> Session | None:
+    def _free(self, name: str | None, fits: Callable[[Session], bool]) -> Session | None:
         for session in self.live():
-            taken = session.claimed or session.attempt is not None or session.revived
+            taken = session.claimed or session.attempt is not None or session.revived or not fits(session)
             if not taken and (session.name == name or (name is None and session.restore_options is None)):
                 return session
         return None
@@ -138,6 +138,7 @@ class Registry:
 
     def _add(self, session: Session) -> Session:
         self._sessions[session.identity] = session
+        session.on_news = self.changes.notify
         self.changes.notify()
         return session
 

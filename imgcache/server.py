@@ -14,7 +14,7 @@ import trio
 
 from imgcache.archive import Archive
 from imgcache.hook import SCRIPT, SOCKET, script_text
-from imgcache.host import SERVE_SOCKET, Host, HostConfig
+from imgcache.host import Host, HostConfig
 from imgcache.link_server import LinkServer
 from imgcache.original_link import OriginalLink
 from imgcache.registry import Registry
@@ -58,6 +58,7 @@ class CacheConfig:
     metrics: str | None = None
     insecure: bool = False  #: plain TCP even off loopback
     wire: Wire = Wire.LINK  #: what is spoken on all that is listened to
+    work_directories: tuple[Path, ...] = ()  #: where else criu restore --remote looks for its socket
     host: HostConfig = field(default_factory=HostConfig)
 
 
@@ -108,7 +109,7 @@ class CacheServer:
         for session in self._registry.revive():
             _log.warning("taken up from the journal", session=session.name, state=session.state)
             await nursery.start(self._host.run, session)
-        await nursery.start(self._host.take_restores, directory / SERVE_SOCKET, None)
+        await nursery.start(self._host.take_restores, directory, None, self._config.work_directories)
         if self._config.metrics:
             await nursery.start(serve_metrics, self._config.metrics, self._metrics.registry)
         for name, sockets in systemd.listen_fds().items():
@@ -121,7 +122,8 @@ class CacheServer:
             await nursery.start(self._serve_archive, Archive(self._config.archive))
         nursery.start_soon(systemd.watchdog)
         systemd.notify("READY=1")
-        command = f"criu restore --stream -D {directory} --action-script {directory / SCRIPT} ..."
+        wire = "--remote" if self._config.host.remote else "--stream"
+        command = f"criu restore {wire} -D {directory} --action-script {directory / SCRIPT} ..."
         _log.info("ready", listening=self.addresses, restore_with=command)
 
     async def _stop(self, links: Links) -> None:

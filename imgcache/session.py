@@ -68,6 +68,7 @@ class Session:
         self.state = revived or SessionState.RECEIVING
         self.reason = ""  #: why it was aborted
         self.changes = Changes()
+        self.on_news: Callable[[], None] = lambda: None  #: called when a restore may find here what it waits for
         self.store = ImageStore(arena)
         self.channel = Channel()
         self.attempt: Attempt | None = None
@@ -136,7 +137,10 @@ class Session:
             return
         match message:
             case messages.BeginRound() | messages.DropRound() | messages.OpenImage():
+                rounds = len(self.store.rounds)
                 self.store.arrange(message)
+                if len(self.store.rounds) != rounds:
+                    self.on_news()
             case messages.EndImage():
                 image = self.store.end(message)
                 self.metrics.image_bytes.labels("in", image_kind(image.name)).inc(image.size)
@@ -326,6 +330,7 @@ class Session:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
         self._say(messages.State(state, detail))
         self.changes.notify()
+        self.on_news()
 
     def _write(self, state: SessionState, **facts: int | str) -> None:
         """Into the journal. What is not ours to decide goes on without it: the source knows it, too."""

@@ -6,6 +6,7 @@ touches its bytes. Frames of different images interleave, so an image has an ext
 """
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import trio
 import zstandard
@@ -16,6 +17,9 @@ from imgnode.channel import Payload
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA, Header
 from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
+
+if TYPE_CHECKING:
+    from imgcache.layers import Layers
 
 #: More images than any dump has: a tree of 10,000 processes has about ten for each.
 MAX_IMAGES = 200_000
@@ -34,6 +38,8 @@ class ImageStore:
         self.complete = False
         self.variant = ""  #: how a `criu --remote` dump wrote the images, if it did
         self.rounds: list[Round] = []
+        self._newest = -1  # number of the round that began last, dropped or not
+        self._layers: Layers | None = None
         self._checkpoint: dict[str, StoredImage] = {}
         self._by_number: dict[int, StoredImage] = {}
         self._unzip = zstandard.ZstdDecompressor()
@@ -60,16 +66,21 @@ class ImageStore:
         """The image of that name, which must exist."""
         return self._checkpoint[name]
 
+    @property
+    def lineage(self) -> list[Round]:
+        """The rounds that the checkpoint may refer to, oldest first, the last of which is it."""
+        return self.rounds
+
     def of_snapshot(self, snapshot: str) -> Round | None:
         """The newest round that the original `criu --remote` calls so."""
         return next((one for one in reversed(self.rounds) if one.snapshot == snapshot), None)
 
     def numbered(self, number: int) -> StoredImage:
-        """The image of that number; RemoteProtocolError if it was never opened."""
+        """The image of that number; RemoteProtocolError if it was never opened, or dropped with its round."""
         try:
             return self._by_number[number]
         except KeyError:
-            raise RemoteProtocolError(f"image number {number} was never opened") from None
+            raise RemoteProtocolError(f"image number {number} was never opened, or its round was dropped") from None
 
     def arrange(self, message: BeginRound | DropRound | OpenImage) -> None:
         """A round or an image begins, or a round is dropped."""
@@ -82,34 +93,37 @@ class ImageStore:
                 self.open(message)
 
     def begin_round(self, message: BeginRound) -> None:
-        """A pre-dump or the dump begins."""
+        """A pre-dump or the dump begins; what came before is whole."""
         self._check_open()
-        if self.rounds and message.round <= self.rounds[-1].number:
-            raise RemoteProtocolError(f"round {message.round} after round {self.rounds[-1].number}")
+        if message.round <= self._newest:
+            raise RemoteProtocolError(f"round {message.round} after round {self._newest}")
         if len(self.rounds) >= MAX_ROUNDS:
             raise RemoteProtocolError(f"more than {MAX_ROUNDS} rounds")
+        if self.rounds:
+            self._merge_last(f"round {message.round} begins")
         self.rounds.append(Round(message.round, message.snapshot))
+        self._newest = message.round
         self._checkpoint = self.rounds[-1].images
 
     def drop_round(self, message: DropRound) -> None:
-        """That round has failed: forget it, and give its memory back."""
+        """The newest round has failed: forget it, and give its memory back. Later ones would refer to it."""
         self._check_open()
-        dropped = next((one for one in self.rounds if one.number == message.round), None)
-        if dropped is None:
-            raise RemoteProtocolError(f"round {message.round}, which never began, is to be dropped")
-        for image in dropped.images.values():
+        if not self.rounds or not message.round == self.rounds[-1].number == self._newest:
+            raise RemoteProtocolError(f"round {message.round} is to be dropped, and is not the one that began last")
+        dropped = self.rounds.pop().images
+        for image in dropped.values():
             for extent in image.extents():
                 self.arena.release(extent)
             image.released = True
-        self.rounds.remove(dropped)
+        self._by_number = {number: image for number, image in self._by_number.items() if not image.released}
         self._checkpoint = self.rounds[-1].images if self.rounds else {}
 
     def open(self, message: OpenImage) -> None:
         """A new image begins."""
         self._check_open()
-        if not self.rounds and message.round == 0:
+        if self._newest < 0 and message.round == 0:
             self.begin_round(BeginRound(0))
-        if not self.rounds or self.rounds[-1].number != message.round:
+        if not self.rounds or not message.round == self.rounds[-1].number == self._newest:
             raise RemoteProtocolError(f"{message.name}: is of round {message.round}, which has not begun or is over")
         images = self.rounds[-1].images
         if message.image in self._by_number or message.name in images:
@@ -127,20 +141,30 @@ class ImageStore:
 
     def finish(self, message: ImagesComplete) -> None:
         """Nothing changes any more; RemoteProtocolError if something is missing."""
-        images = list(self._all())
-        if opened := [image.name for image in images if not image.sealed]:
-            raise RemoteProtocolError(f"declared complete with {opened[0]} still open")
-        if (message.images, message.size) != (len(images), self.size):
+        self._check_sealed("declared complete")
+        images = sum(len(one.images) for one in self.rounds)
+        if (message.images, message.size) != (images, self.size):
             raise RemoteProtocolError(
                 f"declared complete with {message.images} images of {message.size} bytes; "
-                f"{len(images)} of {self.size} bytes are here"
+                f"{images} of {self.size} bytes are here"
             )
         self.variant = message.variant
-        if self.rounds and self.rounds[-1].snapshot:
-            from imgcache.layers import merge  # with pre-dumps only: it is slow to import
-
-            self._checkpoint = merge(self.rounds, self.arena)
+        if len(self.rounds) > 1 or (self.rounds and self.rounds[-1].snapshot):
+            self._checkpoint = self._merge_last("declared complete").checkpoint(self.arena)
         self.complete = True
+
+    def _merge_last(self, what: str) -> "Layers":
+        """The last round is whole: merge it with those before."""
+        from imgcache.layers import Layers  # with pre-dumps only: it is slow to import
+
+        self._check_sealed(what)
+        self._layers = self._layers or Layers()
+        self._layers.add(self.rounds[-1])
+        return self._layers
+
+    def _check_sealed(self, what: str) -> None:
+        if opened := [image.name for image in self._all() if not image.sealed]:
+            raise RemoteProtocolError(f"{what} with {opened[0]} still open")
 
     async def receive(self, payload: Payload) -> None:
         """Take a DATA frame's payload. What was taken of it counts only when it is whole."""

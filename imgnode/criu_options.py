@@ -186,6 +186,21 @@ class _Given(NamedTuple):
         return f"--{self.name}" if self.value is None else f"--{self.name}={self.value}"
 
 
+def values_of(words: Sequence[str], name: str) -> list[str]:
+    """What a CRIU with this command line was given for the option `name`, such as `tree`: `-t 5`, `-t5`, `--tree 5`
+    or `--tree=5`. Of any version: what is not known here is passed over."""
+    letters = [f"-{letter}" for letter, long in SHORT.items() if long == name]
+    found: list[str] = []
+    for index, word in enumerate(words):
+        if word in (*letters, f"--{name}"):
+            found += words[index + 1 : index + 2]
+        elif word.startswith(f"--{name}="):
+            found.append(word.partition("=")[2])
+        elif word[:2] in letters:
+            found.append(word[2:])
+    return found
+
+
 def split(options: Sequence[str], *, lazy_pages: bool = False) -> CriuOptions:
     """Part a user's CRIU options into those of each side, in order. UsageError names the first that cannot
     be, and why.

@@ -114,6 +114,21 @@ async def splice_in(source: int, target: int, size: int) -> int:
             await trio.lowlevel.wait_readable(source)
 
 
+async def splice_all(source: int, pipe: Pipe) -> None:
+    """Move all that comes from the socket `source` into `pipe` until its end, then close the pipe's writer."""
+    while True:
+        try:
+            if not os.splice(source, pipe.writer, pipe.size, flags=_NONBLOCK):
+                break
+        except BlockingIOError:
+            if pending(source):
+                await trio.lowlevel.wait_writable(pipe.writer)
+            else:
+                await trio.lowlevel.wait_readable(source)
+    await trio.lowlevel.checkpoint()
+    pipe.close_writer()
+
+
 async def splice_file(file: int, offset: int, size: int, target: int) -> None:
     """Move `size` bytes of `file` from `offset` on into pipe `target`, waiting while it is full."""
     end = offset + size
@@ -122,6 +137,12 @@ async def splice_file(file: int, offset: int, size: int, target: int) -> None:
         return os.splice(file, target, left, offset_src=end - left, flags=_NONBLOCK)
 
     await _moved(step, size, target)
+
+
+async def send_file(file: int, offset: int, size: int, sock: int) -> None:
+    """Move `size` bytes of `file` from `offset` on into a socket that does not block."""
+    end = offset + size
+    await _moved(lambda left: os.sendfile(sock, file, end - left, left), size, sock)
 
 
 def splice_to_file(source: int, file: int, offset: int, size: int) -> None:
@@ -133,7 +154,7 @@ def splice_to_file(source: int, file: int, offset: int, size: int) -> None:
 
 
 async def read_some(fd: int, size: int) -> bytes:
-    """Read up to `size` bytes from a pipe; b"" at end of file."""
+    """Read up to `size` bytes from a pipe or a socket; b"" at end of file."""
     while True:
         try:
             return os.read(fd, size)

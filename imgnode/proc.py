@@ -18,7 +18,7 @@ PROC = "/proc"
 _BOOT_ID = f"{PROC}/sys/kernel/random/boot_id"
 _MACHINE_ID = "/etc/machine-id"
 
-_STATE, _FLAGS, _THREADS, _START = 0, 6, 17, 19
+_STATE, _PARENT, _FLAGS, _THREADS, _START = 0, 1, 6, 17, 19
 """Indices of fields 3, 9, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
 
 
@@ -105,6 +105,23 @@ def children(process: ProcessId) -> list[ProcessId]:
         except ProcessLookupError:
             continue
     return found
+
+
+def ancestors(pid: int) -> list[int]:
+    """`pid` itself, its parent, that one's parent and so on, as far as they can be seen."""
+    found = []
+    while pid:
+        found.append(pid)
+        try:
+            pid = int(_stat(pid)[_PARENT])
+        except ProcessLookupError:
+            break
+    return found
+
+
+def command_line(pid: int) -> list[str]:
+    """The words that the process was started with; ProcessLookupError if it is gone."""
+    return _read(pid, "cmdline").split("\0")[:-1]
 
 
 def tracer(pid: int) -> int:

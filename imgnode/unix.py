@@ -6,10 +6,11 @@ socket file that a killed program left behind is recognised (nobody answers) and
 
 import array
 import os
+import select
 import socket
 import struct
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,35 @@ async def listening(path: Path, *, backlog: int = 16) -> AsyncIterator[trio.sock
             _remove_own(path, identity)
 
 
+@contextmanager
+def linked(path: Path, directories: Iterable[Path]) -> Iterator[None]:
+    """Symbolic links of the same name in other directories, to a socket at `path`; removed at the end.
+
+    UsageError if something else is there. A link that a killed program left is replaced.
+    """
+    links = [directory / path.name for directory in directories]
+    with ExitStack() as made:
+        for link in links:
+            if link.is_symlink():
+                link.unlink()
+            try:
+                link.symlink_to(path)
+            except OSError as error:
+                raise UsageError(f"{link}: {error.strerror}; use another directory") from error
+            made.callback(link.unlink, missing_ok=True)
+        yield
+
+
 def allowed(credentials: PeerCredentials) -> bool:
     """Whether a peer may talk to us: it is root or the same user."""
     return credentials.uid in (0, os.geteuid())
+
+
+def readable(sock: trio.socket.SocketType) -> bool:
+    """Whether something has come on `sock`, be it its end."""
+    poll = select.poll()
+    poll.register(sock.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 async def receive_with_fds(sock: trio.socket.SocketType, size: int) -> tuple[bytes, list[int]]:

@@ -7,6 +7,7 @@ import signal
 import tempfile
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +20,7 @@ from imgnode.addresses import parse_address
 from imgnode.command_line import run_program
 from imgnode.criu import Criu
 from imgnode.nursery import flat_nursery
-from imgnode.preflight import check_images_dir, gather, machine_problems
+from imgnode.preflight import gather, machine_problems
 from imgproxy import cli_options as given
 from imgproxy.dialer import CannotConnect
 from imgproxy.display import choose
@@ -50,8 +51,17 @@ _log = structlog.get_logger()
 @app.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
-    directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="Where criu finds the socket.")] = None,
+    directory: Annotated[
+        list[Path] | None,
+        typer.Option("-D", "--images-dir", help="Where criu finds the socket; with --remote, each -D of criu's."),
+    ] = None,
     to: given.OptionalTo = None,
+    remote: Annotated[
+        bool, typer.Option("--remote", help="For the original criu --remote: pre-dumps, then a dump.")
+    ] = False,
+    work_dir: Annotated[
+        list[Path] | None, typer.Option("-W", "--work-dir", help="With --remote: the -W of criu's, if it has one.")
+    ] = None,
     session: given.Name = "",
     wait_restored: Annotated[
         bool | None,
@@ -61,8 +71,11 @@ def run(
         ),
     ] = None,
     hook: Annotated[
-        bool, typer.Option(help="Insist on the action script. Without it the hand-over is not safe.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            help="Insist on the action script, without which the hand-over is not safe. Default: except with --remote."
+        ),
+    ] = None,
     timeout: given.Timeout = 300.0,
     compress: given.Compress = "auto",
     limit_rate: given.LimitRate = None,
@@ -78,25 +91,24 @@ def run(
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus.")] = None,
     verbose: given.Verbose = 0,
 ) -> None:
-    """Take one `criu dump --stream` and hand the process over."""
+    """Take one `criu dump` with --stream, or with --remote, and hand the process over."""
     if context.invoked_subcommand is not None:
         return
     logs.configure(verbose)
 
     async def main() -> int:
-        if to is None or directory is None:
+        if to is None or not directory:
             raise UsageError("say where the images go (--to) and where criu dump runs (-D)")
-        here = directory.absolute()
-        check_images_dir(here)
+        here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
-        address, transforms = parse_address(to), given.chain(map_path, tcp_listen_remap)
+        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
         archive = given.archive_path(address)
         if archive is not None:
             journals.mkdir(mode=0o700, parents=True, exist_ok=True)
-            parked = ParkSession(archive, here, journals, name=session, compress=compress, chain=transforms)
+            parked = ParkSession(archive, here, journals, name=session, compress=compress, chain=transforms())
             async with flat_nursery() as nursery:
                 await nursery.start(parked.capture)
-                _say_ready(here)
+                _say_ready(here, remote=remote)
             return _outcome(parked.done, parked.handover.reason)
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         config = SourceConfig(
@@ -108,7 +120,9 @@ def run(
             compress=compress,
             limit_rate=given.rate(limit_rate),
             digest_pages=digest_pages,
-            hookless=not hook,
+            hookless=not (hook if hook is not None else not remote),
+            remote=remote,
+            linked=tuple(linked),
             patience=reconnect,
             recover_options=tuple(tls.words()),
             metrics=metrics,
@@ -165,7 +179,7 @@ def migrate_command(
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
-            source = SourceSession(config, given.chain(map_path, tcp_listen_remap))
+            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap))
             last.callback(source.forget)
             display = choose(as_json)
             try:
@@ -197,12 +211,12 @@ def send(
     logs.configure(verbose)
 
     async def main() -> int:
-        address, transforms = parse_address(to), given.chain(map_path, tcp_listen_remap)
+        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
         archive = given.archive_path(address)
         with tempfile.TemporaryDirectory(prefix="imgproxy-") as temporary:
             nowhere = Path(temporary)
             if archive is not None:
-                parked = ParkSession(archive, nowhere, nowhere, name=session, compress=compress, chain=transforms)
+                parked = ParkSession(archive, nowhere, nowhere, name=session, compress=compress, chain=transforms())
                 await parked.send_directory(images)
                 return 0
             tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
@@ -276,7 +290,7 @@ async def _run_capture(session: SourceSession) -> int:
         await _check_machines(session)
         async with flat_nursery() as nursery:
             await nursery.start(session.capture)
-            _say_ready(session.config.directory)
+            _say_ready(session.config.directory, remote=session.config.remote)
         if session.handover.decision is Decision.COMMITTED:
             with _noting_silence():
                 await session.wait_settled()
@@ -293,8 +307,9 @@ async def _check_machines(session: SourceSession) -> None:
         raise UsageError("; ".join(found))
 
 
-def _say_ready(directory: Path) -> None:
-    command = f"criu dump --stream -D {directory} --action-script {directory / SCRIPT} -t PID ..."
+def _say_ready(directory: Path, *, remote: bool) -> None:
+    wire = "--remote" if remote else "--stream"
+    command = f"criu dump {wire} -D {directory} --action-script {directory / SCRIPT} -t PID ..."
     _log.info("ready", dump_with=command)
 
 

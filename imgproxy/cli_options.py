@@ -11,6 +11,7 @@ import typer
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import parse_size
 from imgnode.journal import Journal
+from imgnode.preflight import check_images_dir
 from imgproxy.dialer import Dialer
 from imgwire.errors import UsageError
 from transform.chain import Chain
@@ -93,6 +94,16 @@ def rate(text: str | None) -> int | None:
     if value == 0:
         raise UsageError("--limit-rate 0: nothing would ever arrive; write a rate such as 100MB")
     return value
+
+
+def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:
+    """The directories in which CRIU looks for its socket; the first is the program's own."""
+    if not remote and (work or len(images) > 1):
+        raise UsageError("one -D, and no -W: only criu --remote looks for its socket in several directories")
+    found = [path.absolute() for path in (*images, *(work or ()))]
+    for path in found:
+        check_images_dir(path)
+    return list(dict.fromkeys(found))
 
 
 def archive_path(address: Address) -> Path | None:

@@ -23,9 +23,10 @@ SCRIPT = "imgproxy-hook"
 KILL_TIMEOUT = 30.0
 
 
-def script_text(socket: str) -> str:
-    """The script that the proxy writes for `criu dump --action-script`."""
-    return script("imgproxy.hook", socket, ["pre-stream", "post-dump"])
+def script_text(socket: str, begin: str) -> str:
+    """The script that the proxy writes for `criu dump --action-script`; `begin` is the action that a dump begins with:
+    pre-stream, or for a CRIU that does not know it, pre-dump."""
+    return script("imgproxy.hook", socket, [begin, "post-dump"])
 
 
 def main() -> int:
@@ -43,7 +44,7 @@ def _nothing(_action: Action) -> int:
 
 
 def _begin(action: Action) -> int:
-    """pre-stream: this dump runs with the hook, so the proxy may take its images."""
+    """pre-stream, pre-dump: this dump runs with the hook, so the proxy may take its images."""
     answer = _ask(action, {"op": "dump-begins", "criu": action.criu})
     return 0 if answer.get("ok") else 1
 
@@ -142,7 +143,7 @@ def _refuse(reason: str) -> int:
     return 1
 
 
-_ACTIONS = {"pre-stream": _begin, "post-dump": _hand_over}
+_ACTIONS = {"pre-stream": _begin, "pre-dump": _begin, "post-dump": _hand_over}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import os
 import platform
 import re
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,11 +26,12 @@ from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
 from imgnode.preflight import NodeFacts
-from imgproxy.capture import DumpCapture
+from imgproxy.capture import DumpCapture, Ingest
 from imgproxy.compression import Compression
 from imgproxy.dialer import CannotConnect, Dialer, Link
 from imgproxy.handover import Decision, Handover, HandoverPolicy, WaitFor
 from imgproxy.ingest.directory import send_images
+from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView, RemotePages
@@ -61,6 +62,8 @@ class SourceConfig:
     limit_rate: int | None = None
     digest_pages: bool = False
     hookless: bool = False
+    remote: bool = False  #: criu runs with --remote, the original one
+    linked: tuple[Path, ...] = ()  #: other directories in which such a one looks for its socket
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
     metrics: str | None = None
@@ -83,7 +86,7 @@ def session_name(chosen: str, identity: str) -> str:
 class SourceSession:
     """A session that is open at the cache."""
 
-    def __init__(self, config: SourceConfig, chain: Chain) -> None:
+    def __init__(self, config: SourceConfig, make_chain: Callable[[], Chain]) -> None:
         self.identity = secrets.token_hex(16)
         self.name = session_name(config.name, self.identity)
         self.config = config
@@ -92,12 +95,15 @@ class SourceSession:
         self.compression = Compression(config.compress)
         self.metrics = Metrics()
         self.sender = ImageSender(
-            self.channel, chain, self.compression, digest_pages=config.digest_pages, metrics=self.metrics
+            self.channel, make_chain(), self.compression, digest_pages=config.digest_pages, metrics=self.metrics
         )
-        self.ingest = StreamIngest(self.sender, self.view.changes.notify)
+        self.pages = RemotePages(self.channel, self.view, self.sender)
+        self.ingest = self._ingest(make_chain)
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
-        self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
+        self.dump = DumpCapture(
+            config.directory, self.ingest, self.handover, hookless=config.hookless, linked=config.linked
+        )
         self.destination: NodeFacts | None = None
         self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
@@ -155,7 +161,13 @@ class SourceSession:
 
     async def _finish_images(self) -> None:
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
-        await self.sender.finish(RemotePages(self.channel, self.view, self.sender))
+        await self.sender.finish(self.pages, self.ingest.variant)
+
+    def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest:
+        insists, changed = not self.config.hookless, self.view.changes.notify
+        if self.config.remote:
+            return RemoteIngest(self.sender, make_chain, self.pages.read_image, changed, insists=insists)
+        return StreamIngest(self.sender, changed, insists=insists)
 
     async def _abort_when_cache_does(self, scope: trio.CancelScope) -> None:
         """Images that nobody keeps need not be dumped: CRIU hears of it at its next image, and resumes the tasks."""

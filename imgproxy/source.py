@@ -9,7 +9,7 @@ import trio
 from imgnode.channel import Payload
 from imgnode.signalling import Changes
 from imgproxy.outgoing import Outgoing
-from imgproxy.sender import ImageSender
+from imgproxy.sender import ImageSender, SentImage
 from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.frames import MAX_DATA
@@ -88,15 +88,19 @@ class CacheView:
 
 
 class RemotePages:
-    """The pages at the cache, for transforms: read back and patched over the link. Called from a worker thread."""
+    """The pages at the cache, for transforms: read back and patched over the link. Called from a worker thread.
+
+    An image that was sent can also be read as it is, by whom a client asks.
+    """
 
     def __init__(self, out: Outgoing, view: CacheView, sender: ImageSender) -> None:
         self._out, self._view, self._sender = out, view, sender
 
     def read(self, image: str, offset: int, length: int) -> bytes:
         """The bytes of a range of a page image that was sent."""
+        sent = self._sender.images[image]
         return b"".join(
-            trio.from_thread.run(self._read, image, offset + start, min(MAX_DATA, length - start))
+            trio.from_thread.run(self.read_image, sent, offset + start, min(MAX_DATA, length - start))
             for start in range(0, length, MAX_DATA)
         )
 
@@ -107,11 +111,12 @@ class RemotePages:
             part = data[start : start + MAX_DATA]
             trio.from_thread.run(self._out.send, messages.Patch(number, offset + start, part))
 
-    async def _read(self, image: str, offset: int, length: int) -> bytes:
-        number = self._sender.images[image].number
+    async def read_image(self, image: SentImage, offset: int, length: int) -> bytes:
+        """At most MAX_DATA bytes of an image, of any round."""
+        number = image.number
         data = await self._view.ask(self._out, lambda request: messages.ReadBack(request, number, offset, length))
         if len(data) != length:
-            raise RemoteProtocolError(f"{image}: {len(data)} bytes read back where {length} were asked for")
+            raise RemoteProtocolError(f"{image.name}: {len(data)} bytes read back where {length} were asked for")
         return data
 
 

@@ -87,21 +87,29 @@ class Feed:
     async def _feed(self, image: StoredImage, pipe: int) -> None:
         """Put the whole image into CRIU's pipe. CRIU may close it early: that is its right."""
         try:
-            enlarge(pipe)
-            for piece in _pieces(image):
-                if image.size < LARGE:
-                    await splice_file(piece.fd, piece.offset, piece.length, pipe)
-                else:
-                    await _feed_in_thread(piece, pipe)
-                if self._release_as_read:
-                    image.released = True
-                    self._store.arena.release(piece)
+            await feed_pipe(image, pipe, lambda piece: self._release(image, piece))
             self._fed(image)
         except BrokenPipeError:
             return
         finally:
             trio.lowlevel.notify_closing(pipe)
             close_all([pipe])
+
+    def _release(self, image: StoredImage, piece: Extent) -> None:
+        if self._release_as_read:
+            image.released = True
+            self._store.arena.release(piece)
+
+
+async def feed_pipe(image: StoredImage, pipe: int, gone: Callable[[Extent], None] = lambda _piece: None) -> None:
+    """Put the image into CRIU's pipe; `gone` is told each part that is in it. BrokenPipeError if CRIU wants no more."""
+    enlarge(pipe)
+    for piece in _pieces(image):
+        if image.size < LARGE:
+            await splice_file(piece.fd, piece.offset, piece.length, pipe)
+        else:
+            await _feed_in_thread(piece, pipe)
+        gone(piece)
 
 
 _limiter: "trio.lowlevel.RunVar[trio.CapacityLimiter]" = trio.lowlevel.RunVar("feed_threads")

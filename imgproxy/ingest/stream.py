@@ -27,9 +27,14 @@ _log = structlog.get_logger()
 class StreamIngest:
     """Takes the images of one dump and gives them to the sender."""
 
-    def __init__(self, sender: ImageSender, changed: Callable[[], None]) -> None:
+    socket = SOCKET
+    begins_with = "pre-stream"  #: the action of CRIU's that comes first
+    variant = ""
+
+    def __init__(self, sender: ImageSender, changed: Callable[[], None], *, insists: bool = True) -> None:
         self._sender = sender
         self._changed = changed
+        self._insists = insists  #: on the action script
         self._open_pipes = 0
         self._last_seen = False
         self.started_at: float | None = None  #: time of the first image: the tasks are frozen
@@ -40,13 +45,18 @@ class StreamIngest:
         """Whether every image of the dump has been read to its end."""
         return self._last_seen and not self._open_pipes
 
+    @property
+    def ended_well(self) -> bool:
+        """Whether the end of the dump may be taken for its success, without a word of its action script."""
+        return self.complete
+
     async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
         """Wait for `criu dump`, take its images, return when it hangs up. Others are turned away."""
         async with flat_nursery() as nursery:
             while True:
                 sock, _ = await listener.accept()
                 peer = peer_credentials(sock)
-                if allowed(peer) and is_announced(peer.pid):
+                if allowed(peer) and (is_announced(peer.pid) or not self._insists):
                     break
                 _log.error(
                     "a criu dump that did not announce itself was refused; its tasks run on. Run it as this user, "

@@ -9,19 +9,17 @@ import pytest
 import trio
 import xxhash
 import zstandard
-from hypothesis import given
-from hypothesis import strategies as st
 
 from imgcache.arena import Arena, Extent, MemoryBudget, StoreFull
-from imgcache.image import StoredImage
 from imgcache.store import ImageStore
 from imgnode.channel import Payload
 from imgnode.nursery import flat_nursery
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import FLAG_ZSTD, MAX_DATA, FrameType, Header
 from imgwire.link import Role
-from imgwire.messages import EndImage, ImagesComplete, OpenImage
+from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
 from tests.playbook import greeted, random_bytes, socket_pair, stream_pair
+from tests.transform.synthetic import extent, pagemap
 
 pytestmark = pytest.mark.t1
 
@@ -232,64 +230,6 @@ async def test_a_full_store_says_so_and_keeps_nothing_of_the_frame() -> None:
     arena.close()
 
 
-# ---- ranges ----
-
-
-def scattered(sizes: list[int]) -> tuple[StoredImage, bytes, int]:
-    """An image in pieces that lie apart; its bytes; the descriptor behind them."""
-    fd = os.memfd_create("test", os.MFD_CLOEXEC)
-    image, content, place = StoredImage("a.img"), b"", 0
-    for number, size in enumerate(sizes):
-        part = random_bytes(size, number)
-        os.pwrite(fd, part, place)
-        image.add(Extent(fd, place, size))
-        content += part
-        place += size + number % 2 * 10
-    return image, content, fd
-
-
-ranges = st.tuples(st.integers(0, 300), st.integers(0, 300))
-
-
-@given(st.lists(st.integers(1, 50), max_size=8), ranges)
-def test_any_range_is_read_across_extents(sizes: list[int], where: tuple[int, int]) -> None:
-    image, content, fd = scattered(sizes)
-    offset, length = where
-    try:
-        if offset + length <= len(content):
-            assert image.read(offset, length) == content[offset : offset + length]
-            assert sum(extent.length for extent in image.extents(offset, length)) == length
-        else:
-            with pytest.raises(RemoteProtocolError, match=f"of an image of {len(content)}"):
-                image.read(offset, length)
-    finally:
-        os.close(fd)
-
-
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 300), st.binary(min_size=1, max_size=100))
-def test_any_range_is_patched_across_extents(sizes: list[int], offset: int, data: bytes) -> None:
-    image, content, fd = scattered(sizes)
-    try:
-        if offset + len(data) <= len(content):
-            image.patch(offset, data)
-            content = content[:offset] + data + content[offset + len(data) :]
-        else:
-            with pytest.raises(RemoteProtocolError):
-                image.patch(offset, data)
-        assert image.read(0, len(content)) == content
-    finally:
-        os.close(fd)
-
-
-def test_neighbours_become_one_extent() -> None:
-    image = StoredImage("a.img")
-    for extent in (Extent(3, 0, 10), Extent(3, 10, 5), Extent(4, 15, 5), Extent(4, 21, 1)):
-        image.add(extent)
-    assert list(image.extents()) == [Extent(3, 0, 15), Extent(4, 15, 5), Extent(4, 21, 1)]
-    assert list(image.extents(12, 7)) == [Extent(3, 12, 3), Extent(4, 15, 4)]
-    assert image.last_extent == Extent(4, 21, 1)
-
-
 async def test_bytes_that_lie_in_a_file_are_adopted(store: ImageStore, tmp_path: Path) -> None:
     path = tmp_path / "archive"
     path.write_bytes(b"....abcdef")
@@ -299,3 +239,178 @@ async def test_bytes_that_lie_in_a_file_are_adopted(store: ImageStore, tmp_path:
         assert store.named("a.img").read(2, 3) == b"cde"
         with pytest.raises(RemoteProtocolError, match="for offset 0 at 6"):
             store.adopt(header(b"abcdef"), Extent(file.fileno(), 4, 6))
+
+
+# ---- rounds ----
+
+
+async def put_round(store: ImageStore, number: int, snapshot: str = "", **images: bytes) -> None:
+    """A round of such images and an inventory comes in; image numbers are a hundred for each round."""
+    store.begin_round(BeginRound(number, snapshot))
+    for image, (name, data) in enumerate([*images.items(), ("inventory", b"i")], number * 100):
+        store.open(OpenImage(image, f"{name.replace('_', '-')}.img", round=number))
+        if data:
+            await receive(store, header(data, image), data)
+        store.end(EndImage(image, len(data)))
+
+
+async def test_images_are_told_apart_by_round(store: ImageStore) -> None:
+    await put_round(store, 1, "s1", pages_1=b"first", only=b"once")
+    await put_round(store, 5, "s2", pages_1=b"second")
+    assert {image.name for image in store} == {"pages-1.img", "inventory.img"} and len(store) == 2
+    assert store.named("pages-1.img").read(0, 6) == b"second" and store.find("only.img") is None
+    assert store.numbered(100).read(0, 5) == b"first"
+    store.finish(ImagesComplete(5, 17, "nopipe"))
+    assert store.complete and store.variant == "nopipe" and len(store) == 2
+    assert [(one.number, one.snapshot, len(one.images)) for one in store.rounds] == [(1, "s1", 3), (5, "s2", 2)]
+
+
+async def test_a_snapshot_id_means_the_newest_round_of_it(store: ImageStore) -> None:
+    for number, snapshot in enumerate(["s1", "s2", "s1"], 1):
+        await put_round(store, number, snapshot)
+    found = store.of_snapshot("s1")
+    assert found is store.rounds[2] and store.of_snapshot("s3") is None
+    store.drop_round(DropRound(3))
+    assert store.of_snapshot("s1") is store.rounds[0]
+
+
+@pytest.mark.parametrize("number", [0, 2, 3])
+async def test_rounds_only_go_up(store: ImageStore, number: int) -> None:
+    await put_round(store, 3)
+    with pytest.raises(RemoteProtocolError, match=f"round {number} after round 3"):
+        store.begin_round(BeginRound(number))
+
+
+async def test_the_only_round_need_not_begin(store: ImageStore) -> None:
+    with pytest.raises(RemoteProtocolError, match=r"a\.img: is of round 1, which has not begun or is over"):
+        store.open(OpenImage(0, "a.img", round=1))
+    opened(store)
+    with pytest.raises(RemoteProtocolError, match="round 0 after round 0"):
+        store.begin_round(BeginRound(0))
+    store.end(EndImage(0, 0))
+    store.finish(ImagesComplete(1, 0))
+    assert store.complete and len(store.rounds) == 1
+
+
+async def test_images_of_another_round_are_refused(store: ImageStore) -> None:
+    await put_round(store, 1)
+    await put_round(store, 2)
+    for number in (0, 1, 3):
+        with pytest.raises(RemoteProtocolError, match=f"of round {number}, which has not begun or is over"):
+            store.open(OpenImage(999, "a.img", round=number))
+    with pytest.raises(RemoteProtocolError, match=r"a\.img \(number 100\): opened twice"):
+        store.open(OpenImage(100, "a.img", round=2))
+    with pytest.raises(RemoteProtocolError, match=r"inventory\.img \(number 999\): opened twice"):
+        store.open(OpenImage(999, "inventory.img", round=2))
+
+
+async def test_a_round_is_whole_before_the_next_begins(store: ImageStore) -> None:
+    store.begin_round(BeginRound(1, "s1"))
+    store.open(OpenImage(1, "a.img", round=1))
+    with pytest.raises(RemoteProtocolError, match=r"round 2 begins with a\.img still open"):
+        store.begin_round(BeginRound(2, "s2"))
+
+
+async def test_a_dropped_round_gives_its_memory_back(store: ImageStore) -> None:
+    await put_round(store, 1, "s1", pages_1=bytes(50_000))
+    before = store.arena.memory_bytes
+    await put_round(store, 2, "s2", pages_1=random_bytes(300_000), pages_2=random_bytes(MAX_DATA))
+    (pages,) = store.named("pages-2.img").extents()
+    assert store.arena.memory_bytes > before + MAX_DATA + 300_000 and os.pread(pages.fd, 8192, pages.offset).strip(
+        b"\0"
+    )
+    store.drop_round(DropRound(2))
+    assert store.arena.memory_bytes - before <= 3 * 4096  # less than a page of each image is left
+    assert os.pread(pages.fd, 8192, pages.offset) == bytes(8192)
+    assert {image.name for image in store} == {"pages-1.img", "inventory.img"} and store.size == 50_001
+    store.finish(ImagesComplete(2, 50_001))
+    assert store.named("pages-1.img").read(0, 50_000) == bytes(50_000)
+
+
+async def test_images_of_a_dropped_round_are_forgotten(store: ImageStore) -> None:
+    await put_round(store, 1, "s1")
+    store.begin_round(BeginRound(2, "s2"))
+    store.open(OpenImage(7, "a.img", round=2))
+    await receive(store, header(b"abc", 7), b"abc")
+    store.drop_round(DropRound(2))
+    await refused(store, header(b"abc", 7, 3), b"abc", "image number 7 was never opened, or its round was dropped")
+    with pytest.raises(RemoteProtocolError, match="or its round was dropped"):
+        store.end(EndImage(7, 3))
+    for number in (1, 2):
+        with pytest.raises(RemoteProtocolError, match="has not begun or is over"):
+            store.open(OpenImage(8, "b.img", round=number))
+    with pytest.raises(RemoteProtocolError, match="round 2 after round 2"):
+        store.begin_round(BeginRound(2, "s2"))
+    await put_round(store, 3, "s3", a=b"again")
+    with pytest.raises(RemoteProtocolError, match="declared complete with 4 images of 10 bytes; 3 of 7 bytes are here"):
+        store.finish(ImagesComplete(4, 10))
+    store.finish(ImagesComplete(3, 7))
+    assert store.named("a.img").read(0, 5) == b"again"
+
+
+async def test_only_the_newest_round_can_be_dropped(store: ImageStore) -> None:
+    with pytest.raises(RemoteProtocolError, match="round 0 is to be dropped"):
+        store.drop_round(DropRound(0))
+    for number in (1, 2, 3):
+        await put_round(store, number)
+    store.drop_round(DropRound(3))
+    for number in (1, 2, 3, 4):
+        with pytest.raises(RemoteProtocolError, match=f"round {number} is to be dropped, and is not the one"):
+            store.drop_round(DropRound(number))
+    assert [one.number for one in store.rounds] == [1, 2]
+
+
+async def test_after_the_end_no_round_begins_or_is_dropped(store: ImageStore) -> None:
+    await put_round(store, 1, "s1")
+    store.finish(ImagesComplete(1, 1))
+    for late in (BeginRound(2, "s2"), DropRound(1), OpenImage(9, "a.img", round=1)):
+        with pytest.raises(RemoteProtocolError, match="after the set was declared complete"):
+            store.arrange(late)
+    assert len(store.rounds) == 1
+
+
+async def test_rounds_without_end_are_refused(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("imgcache.store.MAX_ROUNDS", 2)
+    monkeypatch.setattr("imgcache.store.MAX_IMAGES", 2)
+    for number in (1, 2):
+        await put_round(store, number)
+    with pytest.raises(RemoteProtocolError, match="more than 2 rounds"):
+        store.begin_round(BeginRound(3))
+    with pytest.raises(RemoteProtocolError, match="more than 2 images"):
+        store.open(OpenImage(9, "a.img", round=2))
+    store.drop_round(DropRound(2))
+    await put_round(store, 3)
+
+
+PAGES = random_bytes(8192)
+
+
+@pytest.mark.parametrize("snapshot", ["", "s"])
+async def test_the_rounds_are_merged_at_the_end(store: ImageStore, snapshot: str) -> None:
+    await put_round(store, 1, snapshot, pagemap_1=pagemap(1, extent(4096, 2)), pages_1=PAGES)
+    await put_round(store, 2, snapshot, pagemap_1=pagemap(1, extent(4096, 2, 1)), pages_1=b"")  # and is dropped
+    store.drop_round(DropRound(2))
+    await put_round(store, 3, snapshot, pagemap_1=pagemap(1, extent(8192, 1, 1)), pages_1=b"")
+    assert store.named("pages-1.img").size == 0
+    totals = sum(len(one.images) for one in store.rounds), store.size
+    store.finish(ImagesComplete(*totals))
+    pages, made = store.named("pages-1.img"), store.named("pagemap-1.img")
+    assert pages.read(0, pages.size) == PAGES[4096:]
+    assert made.read(0, made.size) == pagemap(1, extent(8192, 1))
+    assert len(store) == 3 and store.rounds[-1].images["pages-1.img"].size == 0
+
+
+async def test_a_reference_to_a_dropped_round_is_refused(store: ImageStore) -> None:
+    await put_round(store, 1, pagemap_1=pagemap(1, extent(4096, 1)), pages_1=PAGES)
+    await put_round(store, 2, pagemap_1=pagemap(1, extent(8192, 1)), pages_1=PAGES)
+    store.drop_round(DropRound(2))
+    await put_round(store, 3, pagemap_1=pagemap(1, extent(8192, 1, 1)))
+    with pytest.raises(RemoteProtocolError, match=r"round 3: pagemap-1\.img: the page at 0x2000 .* in round 1, which"):
+        store.begin_round(BeginRound(4))
+
+
+async def test_a_dump_that_did_not_end_well_is_refused(store: ImageStore) -> None:
+    store.begin_round(BeginRound(1, "s1"))
+    with pytest.raises(RemoteProtocolError, match=r"round s1: the dump has no inventory\.img"):
+        store.finish(ImagesComplete(0, 0))
+    assert not store.complete

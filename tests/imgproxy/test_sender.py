@@ -1,11 +1,15 @@
 """Images from CRIU's pipes to the cache's store, over a channel: byte for byte, whatever is between."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from imgcache.arena import MemoryBudget
+from imgcache.image import StoredImage
 from imgcache.session import Session
 from imgnode.channel import Channel
 from imgnode.nursery import flat_nursery
@@ -13,6 +17,7 @@ from imgnode.pipes import Pipe, write_all
 from imgproxy.compression import Compression
 from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView, RemotePages, SessionAborted
+from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
 from imgwire.states import SessionState
 from tests.playbook import (
     MakePair,
@@ -46,6 +51,20 @@ IMAGES = {
 Cuts = Sequence[tuple[int | None, int | None]]
 
 
+@dataclass(frozen=True)
+class PlannedRound:
+    """A pre-dump or a dump: its images, and whether it fails in the end."""
+
+    snapshot: str
+    images: dict[str, bytes]
+    transforms: tuple[Transform, ...] = ()
+    dropped: bool = False
+
+
+def contents(images: Iterable[StoredImage]) -> dict[str, bytes]:
+    return {image.name: image.read(0, image.size) for image in images}
+
+
 class Source:
     """A proxy's side without CRIU: a channel to a session, a sender, the view of the cache."""
 
@@ -54,13 +73,14 @@ class Source:
         self.channel = Channel(splices=splices)
         self.view = CacheView()
         self.sender = ImageSender(self.channel, Chain(transforms), Compression(compress))
+        self.checkpoint: dict[str, bytes] = {}  # what the cache has in the end
+        self.rounds: dict[str, dict[str, bytes]] = {}  # of each snapshot
 
     async def send(self, images: dict[str, bytes]) -> None:
-        """All images at once, each from its pipe, and the end of the dump; until the cache says complete."""
+        """All images at once, each from its pipe."""
         async with flat_nursery() as nursery:
             for name, data in images.items():
                 nursery.start_soon(self._send, name, data)
-        await self.finish()
 
     async def _send(self, name: str, data: bytes) -> None:
         pipe = Pipe()
@@ -76,19 +96,38 @@ class Source:
         pipe.close_writer()
 
     async def finish(self) -> None:
+        """The end of the dump; until the cache says complete."""
         await self.sender.finish(RemotePages(self.channel, self.view, self.sender))
         await self.view.wait_for(lambda: self.view.state is SessionState.COMPLETE)
+        self.checkpoint = contents(self.session.store)
+        self.rounds = {one.snapshot: contents(one.images.values()) for one in self.session.store.rounds}
 
     async def run(
         self, images: dict[str, bytes], pair: MakePair = socket_pair, cuts: Cuts = ()
     ) -> tuple[dict[str, bytes], int]:
         """Send the images over a link that may be cut; return what the cache has then, and how often it was cut."""
-        found: dict[str, bytes] = {}
+        reconnects = await self._linked(partial(self._send_and_finish, images), pair, cuts)
+        return self.checkpoint, reconnects
+
+    async def run_rounds(self, *rounds: PlannedRound, cuts: Cuts = ()) -> tuple[dict[str, dict[str, bytes]], int]:
+        """Send rounds likewise; return what the cache has then of each, by snapshot."""
 
         async def send() -> None:
-            await self.send(images)
-            found.update({image.name: image.read(0, image.size) for image in self.session.store})
+            for planned in rounds:
+                await self.sender.begin_round(planned.snapshot, Chain(planned.transforms))
+                await self.send(planned.images)
+                if planned.dropped:
+                    await self.sender.drop_round()
+            await self.finish()
 
+        reconnects = await self._linked(send, socket_pair, cuts)
+        return self.rounds, reconnects
+
+    async def _send_and_finish(self, images: dict[str, bytes]) -> None:
+        await self.send(images)
+        await self.finish()
+
+    async def _linked(self, send: Callable[[], Awaitable[None]], pair: MakePair, cuts: Cuts) -> int:
         async def link() -> None:
             async with flat_nursery() as nursery:
                 nursery.start_soon(self.session.run, 1e9)
@@ -98,7 +137,7 @@ class Source:
             await while_connected(send, link)
         finally:
             self.channel.close()
-        return found, self.channel.reconnects
+        return self.channel.reconnects
 
 
 @pytest.mark.parametrize("pair", [socket_pair, pipe_pair, stream_pair])
@@ -199,3 +238,84 @@ async def test_more_than_a_transform_may_collect_is_refused(monkeypatch: pytest.
         pipe.close_writer()
         with pytest.raises(TransformError, match=r"files\.img: larger than"):
             await sender.send_from_pipe("files.img", pipe.reader)
+
+
+# ---- rounds ----
+
+
+def round_images(seed: int) -> dict[str, bytes]:
+    """Images of the same names in each round, of other bytes and sizes."""
+    return {
+        "pages-1.img": random_bytes(1_300_000 + seed, seed),
+        "pages-2.img": TEXT[seed : 900_000 + seed * 100_000],
+        f"core-{seed}.img": random_bytes(100_000, seed + 100),
+        "files.img": b"files" * seed,
+        "inventory.img": b"inventory %d" % seed,
+    }
+
+
+ROUNDS = [PlannedRound(f"/images/{seed}", round_images(seed), dropped=seed in (2, 4)) for seed in range(1, 6)]
+KEPT = {planned.snapshot: planned.images for planned in ROUNDS if not planned.dropped}
+
+
+@pytest.mark.parametrize("compress", ["off", "1"])
+async def test_images_arrive_in_their_round(node_dir: Path, compress: str) -> None:
+    with open_session(node_dir) as session:
+        source = Source(session, compress)
+        assert await source.run_rounds(*ROUNDS) == (KEPT, 0)
+        kept = [data for images in KEPT.values() for data in images.values()]
+        assert source.sender.totals() == (len(kept), sum(map(len, kept))) == (15, session.store.size)
+        assert source.sender.size == sum(len(data) for planned in ROUNDS for data in planned.images.values())
+        assert session.store.arena.memory_bytes < session.store.size + 15 * 65536
+        assert {image.name for image in session.store} == ROUNDS[-1].images.keys()
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_images_arrive_in_their_round_over_a_link_that_is_cut(node_dir: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    cuts = [(chance.randrange(1_000_000), None) if chance.random() < 0.8 else (None, 100) for _ in range(12)]
+    with open_session(node_dir) as session:
+        found, reconnects = await Source(session, "off").run_rounds(*ROUNDS, cuts=cuts)
+        assert found == KEPT and reconnects > 3
+
+
+async def test_a_dump_that_is_dropped_leaves_the_rounds_before(node_dir: Path) -> None:
+    failed = PlannedRound("failed", round_images(2), dropped=True)
+    with open_session(node_dir) as session:
+        source = Source(session, "off")
+        found, _ = await source.run_rounds(ROUNDS[0], failed)
+        assert found == {ROUNDS[0].snapshot: ROUNDS[0].images}
+        assert source.sender.images == {} and source.sender.totals()[0] == 5
+
+
+async def test_each_round_has_its_own_transforms(node_dir: Path) -> None:
+    first, last = round_images(1), {**IMAGES, "pages-1.img": NOISE}
+    rewriter, unused = Rewriter(), Rewriter()
+    with open_session(node_dir) as session:
+        source = Source(session, "off", unused)
+        rounds = PlannedRound("pre", first), PlannedRound("dump", last, (rewriter,))
+        found, _ = await source.run_rounds(*rounds)
+    assert found["pre"] == first, "nothing of an earlier round was changed"
+    assert rewriter.read == NOISE[1_000_000:3_000_000] and not unused.read and not unused.core
+    assert found["dump"].keys() == {*last, "added.img"} and found["dump"]["files.img"] == b"FILES!" * 1000
+    assert found["dump"]["pages-1.img"][1_048_570:].startswith(b"patched across frames")
+
+
+async def test_what_is_said_of_rounds() -> None:
+    out = MemoryOutgoing()
+    sender = ImageSender(out, Chain([]), Compression("off"))
+    await sender.begin_round("a", Chain([]))
+    await sender.send_whole("files.img", b"first")
+    await sender.drop_round()
+    await sender.begin_round("b", Chain([]))
+    await sender.send_whole("files.img", b"second")
+    await sender.finish(RemotePages(out, CacheView(), sender), "pipe")
+    said = [message for message in out.messages if not isinstance(message, EndImage)]
+    assert said == [
+        BeginRound(1, "a"),
+        OpenImage(0, "files.img", digest=True, round=1),
+        DropRound(1),
+        BeginRound(2, "b"),
+        OpenImage(1, "files.img", digest=True, round=2),
+        ImagesComplete(1, 6, "pipe"),
+    ]

@@ -1,0 +1,321 @@
+"""The original `criu pre-dump --remote` and `criu dump --remote` on their socket: one connection per image.
+
+    push of an id -> images -> (another push ...) -> finish of a dump
+
+Each push begins a round. The client waits for no answer to what it writes, so connections are taken in the order in
+which it made them: those of one process by waiting for the one before, those of its children because it waits for
+them itself. One that says nothing holds nobody up. A round is whole when its last image, the inventory, has been read
+to its end and no other is open; one whose CRIU dies before is dropped, and the next may follow.
+
+The client believes a dump to have succeeded when its bytes are written. So its action script is what makes it wait for
+the cache; without it the hand-over begins when all is over here.
+"""
+
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import structlog
+import trio
+
+from imgnode import proc
+from imgnode.criu_options import values_of
+from imgnode.nursery import flat_nursery
+from imgnode.pipes import Pipe, splice_all, write_all
+from imgnode.proc import ProcessId
+from imgnode.process import watch
+from imgnode.remote_client import RemoteClient, put
+from imgnode.signalling import Changes
+from imgnode.unix import allowed, readable
+from imgproxy.ingest.stream import LAST_IMAGE
+from imgproxy.sender import ImageSender, SentImage
+from imgwire.errors import RemoteProtocolError
+from imgwire.frames import MAX_DATA
+from imgwire.img_remote import Finished, ImageWanted, ImageWritten, LocalEvent, SnapshotPushed, SnapshotsWanted
+from imgwire.names import image_kind
+from transform.chain import Chain
+
+SOCKET = "img-proxy.sock"
+#: Images that a pre-dump writes. Any other, and it is a dump.
+PRE_DUMP_KINDS = {"pagemap", "pagemap-shmem", "pages", "inventory", "irmap-cache", "stats-dump"}
+
+#: Seconds for a tree that CRIU has killed to be seen dying.
+KILL_TIMEOUT = 2.0
+
+#: Reads `length` bytes of a sent image from `offset`, out of the cache.
+ReadBack = Callable[[SentImage, int, int], Awaitable[bytes]]
+
+_log = structlog.get_logger()
+
+
+@dataclass
+class _Run:
+    """One run of CRIU, from its push on."""
+
+    process: ProcessId | None  #: None where it cannot be seen
+    snapshot: str
+    open_images: int = 0
+    last_seen: bool = False
+    dumps: bool = False  #: it is known not to be a pre-dump
+    announced: bool = False  #: it runs our action script, which ends the tree
+    root: ProcessId | None = None  #: of the tree that it dumps, where its command line tells
+
+    @property
+    def criu(self) -> int:
+        return self.process.pid if self.process else 0
+
+    @property
+    def alive(self) -> bool:
+        return self.process is None or proc.is_alive(self.process)
+
+    @property
+    def whole(self) -> bool:
+        return self.last_seen and not self.open_images
+
+
+@dataclass(eq=False)
+class _Connection:
+    """A connection until it has said what it wants; `heard` is set when that has been taken note of."""
+
+    client: RemoteClient
+    before: "_Connection | None"  #: the one before from the same process
+    heard: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def silent(self) -> bool:
+        """Whether nothing has come that we have not looked at."""
+        return not self.heard.is_set() and not readable(self.client.sock)
+
+
+class RemoteIngest:
+    """Takes pre-dumps and one dump and gives their images to the sender."""
+
+    socket = SOCKET
+    begins_with = "pre-dump"  #: the action of CRIU's that comes first in a dump
+
+    def __init__(
+        self,
+        sender: ImageSender,
+        make_chain: Callable[[], Chain],
+        read_back: ReadBack,
+        changed: Callable[[], None],
+        *,
+        insists: bool = False,
+    ) -> None:
+        self._sender, self._make_chain, self._read_back = sender, make_chain, read_back
+        self._changed = changed
+        self._insists = insists  #: on the action script
+        self._changes = Changes()
+        self._run: _Run | None = None
+        self._is_announced: Callable[[int], bool] = lambda _pid: False
+        self._unheard: set[_Connection] = set()
+        self._latest: dict[int, _Connection] = {}
+        self._sent: dict[tuple[str, str], SentImage] = {}
+        self._finished = False
+        self.ended_well = False  #: its end may be taken for its success, without a word of its action script
+        self.variant = ""
+        self.started_at: float | None = None  #: time of the first image of the dump: the tasks are frozen
+
+    @property
+    def criu(self) -> int:
+        """The pid of the CRIU that dumps, or that was the last to pre-dump."""
+        return self._run.criu if self._run else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image of the latest round has been read to its end."""
+        return bool(self._run and self._run.whole) and all(one.silent for one in self._unheard)
+
+    async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
+        """Take pre-dumps and a dump, return at its end. Others are turned away."""
+        self._is_announced = is_announced
+        async with flat_nursery() as nursery:
+            nursery.start_soon(self._listen, listener)
+            await self._changes.wait_until(lambda: self._finished)
+            await self._changes.wait_until(lambda: not self._run or not self._run.open_images)
+            nursery.cancel_scope.cancel()
+        run = self._run
+        if run and run.whole and run.dumps and not run.announced:
+            self.ended_well = await trio.to_thread.run_sync(_is_gone, run.root)
+
+    async def _listen(self, listener: trio.socket.SocketType) -> None:
+        async with flat_nursery() as nursery:
+            while True:
+                sock, _ = await listener.accept()
+                client = RemoteClient(sock)
+                connection = _Connection(client, self._latest.get(client.peer.pid))
+                self._latest[client.peer.pid] = connection
+                self._unheard.add(connection)
+                nursery.start_soon(self._serve, connection, nursery)
+
+    async def _serve(self, connection: _Connection, nursery: trio.Nursery) -> None:
+        """One connection to its end. What its client does wrong ends only this one: CRIU fails by it."""
+        client = connection.client
+        try:
+            with client.sock:
+                await self._answer(connection, nursery)
+        except (RemoteProtocolError, BrokenPipeError) as error:
+            _log.warning("a local connection is closed", pid=client.peer.pid, error=str(error))
+        finally:
+            if self._latest.get(client.peer.pid) is connection:
+                del self._latest[client.peer.pid]
+            self._heard(connection)
+
+    def _heard(self, connection: _Connection) -> None:
+        """What it wants has been taken note of: whoever came after it may go on."""
+        self._unheard.discard(connection)
+        connection.heard.set()
+        self._notify()
+
+    async def _answer(self, connection: _Connection, nursery: trio.Nursery) -> None:
+        client = connection.client
+        if not allowed(client.peer):
+            raise RemoteProtocolError(f"user {client.peer.uid} may not use it; run criu as the user of imgproxy")
+        event = await client.request()
+        if connection.before is not None:
+            await connection.before.heard.wait()
+            connection.before = None
+        match event:
+            case SnapshotPushed(snapshot):
+                await self._begin(client.peer.pid, snapshot, nursery)
+            case ImageWritten():
+                await self._take_image(connection, event)
+            case _:
+                self._heard(connection)
+                await self._tell(client, event)
+
+    async def _tell(self, client: RemoteClient, event: LocalEvent | None) -> None:
+        match event:
+            case SnapshotsWanted():
+                # Only the latest: the unmodified client fails at its second pre-dump if it learns of a parent.
+                await client.say_snapshots([self._of(self._run).snapshot])
+            case ImageWanted(name, snapshot):
+                await self._show(client, self._sent.get((snapshot, name)))
+            case Finished():
+                await self._changes.wait_until(lambda: all(one.silent for one in self._unheard))
+                self._finished = True
+
+    def _of(self, run: _Run | None) -> _Run:
+        if run is None:
+            raise RemoteProtocolError("an image before the id of its snapshot")
+        return run
+
+    async def _begin(self, criu: int, snapshot: str, nursery: trio.Nursery) -> None:
+        """A pre-dump or a dump begins: a round of its own, once the one before is whole or dropped."""
+        before = self._run
+        if before and before.alive and not before.whole:
+            raise RemoteProtocolError(
+                f"a second criu (pid {criu}, -D {snapshot}) is refused: pid {before.criu} is not through with "
+                f"{before.snapshot}; start an imgproxy of its own for each migration"
+            )
+        await self._changes.wait_until(lambda: before is None or before.whole or self._run is not before)
+        self._run = _Run(_identified(criu), snapshot)
+        self._sent = {key: image for key, image in self._sent.items() if key[0] != snapshot}
+        await self._sender.begin_round(snapshot, self._make_chain())
+        if criu:
+            nursery.start_soon(self._watch, self._run)
+        _log.info("round begins", snapshot=snapshot, criu=criu)
+
+    async def _watch(self, run: _Run) -> None:
+        """When its CRIU has ended: was that a pre-dump, a dump that failed, or one that ended without a word?"""
+        await watch(run.criu)
+        await self._changes.wait_until(lambda: not run.open_images)
+        killed = run.whole and run.dumps and not run.announced and await trio.to_thread.run_sync(_is_gone, run.root)
+        if run.announced or killed:
+            self._finished = True
+        elif run.dumps or not run.whole:
+            _log.warning("criu ended before its images were complete: they are dropped", snapshot=run.snapshot)
+            await self._sender.drop_round()
+            self._run = None
+        self._notify()
+
+    async def _take_image(self, connection: _Connection, event: ImageWritten) -> None:
+        run = self._of(self._run)
+        if event.snapshot != run.snapshot or event.name in self._sender.images:
+            raise RemoteProtocolError(f"{event.name} of {event.snapshot}: sent twice, or in the dump of {run.snapshot}")
+        if not run.dumps and image_kind(event.name) not in PRE_DUMP_KINDS:
+            self._begin_dump(run)
+        run.open_images += 1
+        self._heard(connection)
+        try:
+            await self._image(connection.client, event.name)
+            self._sent[event.snapshot, event.name] = self._sender.images[event.name]
+            run.last_seen |= event.name == LAST_IMAGE
+        finally:
+            run.open_images -= 1
+
+    def _begin_dump(self, run: _Run) -> None:
+        run.announced = self._is_announced(run.criu)
+        if self._insists and not run.announced:
+            raise RemoteProtocolError(
+                "a criu dump that did not announce itself was refused; its tasks run on. Run it as this user, with "
+                "--action-script imgproxy-hook"
+            )
+        if not run.announced:
+            _log.warning("criu dumps without our action script: it ends the process before the cache has it all")
+        run.dumps, run.root, self.started_at = True, _root(run.criu), trio.current_time()
+
+    async def _image(self, client: RemoteClient, name: str) -> None:
+        where = await client.body()
+        if isinstance(where, int):
+            self.variant = "pipe"
+            try:
+                await self._sender.send_from_pipe(name, where)
+            finally:
+                trio.lowlevel.notify_closing(where)
+                os.close(where)
+            return
+        self.variant = "nopipe"
+        pipe = Pipe()
+        try:
+            async with flat_nursery() as nursery:
+                await write_all(pipe.writer, where)
+                nursery.start_soon(splice_all, client.sock.fileno(), pipe)
+                await self._sender.send_from_pipe(name, pipe.reader)
+        finally:
+            pipe.close()
+
+    async def _show(self, client: RemoteClient, image: SentImage | None) -> None:
+        """An image that went to the cache, for a client that looks at a round before."""
+        if image is None:
+            await client.say_missing()
+            return
+        pipe = await client.target(self.variant)
+        try:
+            for offset in range(0, image.size, MAX_DATA):
+                size = min(MAX_DATA, image.size - offset)
+                await put(client, pipe, await self._read_back(image, offset, size))
+        finally:
+            if pipe is not None:
+                trio.lowlevel.notify_closing(pipe)
+                os.close(pipe)
+
+    def _notify(self) -> None:
+        self._changes.notify()
+        self._changed()
+
+
+def _identified(pid: int) -> ProcessId | None:
+    try:
+        return proc.identify(pid) if pid else None
+    except ProcessLookupError:
+        raise RemoteProtocolError(f"criu (pid {pid}) has ended already") from None
+
+
+def _root(criu: int) -> ProcessId | None:
+    """The root of the tree that this CRIU was told to dump, by its command line; an RPC client has none."""
+    try:
+        return proc.identify(int(values_of(proc.command_line(criu), "tree")[-1]))
+    except (ProcessLookupError, ValueError, IndexError):
+        return None
+
+
+def _is_gone(root: ProcessId | None) -> bool:
+    """Whether the process that was dumped has been ended, as far as is known. Blocking."""
+    if root is None:
+        return True
+    try:
+        proc.wait_doomed([root], KILL_TIMEOUT)
+    except TimeoutError:
+        return False
+    return True
