@@ -67,19 +67,25 @@ class _Restore:
         )
 
     async def do(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Do `work` as a part of the restore: it ends with it."""
+        """Do `work` as a part of the restore: it ends with it. What goes wrong in it is the caller's."""
         if self._nursery is None:
             raise RemoteProtocolError("the restore is over")
+        failure: Exception | None = None
         done = trio.Event()
 
         async def run() -> None:
+            nonlocal failure
             try:
                 await work()
+            except (RemoteProtocolError, OSError) as error:
+                failure = error
             finally:
                 done.set()
 
         self._nursery.start_soon(run)
         await done.wait()
+        if failure is not None:
+            raise failure
 
     async def _serve(self, client: RemoteClient, leftovers: Leftovers) -> None:
         session = self.session
