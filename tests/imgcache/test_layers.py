@@ -366,6 +366,12 @@ async def test_a_page_that_was_unmapped_once_is_gone_for_good(place: Arena) -> N
         merge(place, *rounds)
 
 
+async def test_a_task_that_a_round_did_not_have_is_gone_for_good(place: Arena) -> None:
+    rounds = a_round(place, 1, **ONE), a_round(place, 2), a_round(place, 3, pagemap_1=pagemap(1, extent(BASE, 4, 1)))
+    with pytest.raises(RemoteProtocolError, match=r"^round s3: .* said to be in round s2, which has no such image$"):
+        merge(place, *rounds)
+
+
 async def test_a_dump_without_its_last_image_is_none(place: Arena) -> None:
     last = a_round(place, 2, **ONE)
     del last.images["inventory.img"]
