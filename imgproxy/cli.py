@@ -17,7 +17,7 @@ import typer
 
 from imgnode import logs
 from imgnode.addresses import parse_address
-from imgnode.command_line import run_program
+from imgnode.command_line import Wire, run_program
 from imgnode.criu import Criu
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, machine_problems
@@ -27,7 +27,7 @@ from imgproxy.display import choose
 from imgproxy.handover import Decision, HandoverPolicy, RestoreFailed, WaitFor
 from imgproxy.hook import SCRIPT
 from imgproxy.migrate import LOG, MigrateConfig, check_process, migrate
-from imgproxy.park import ParkSession
+from imgproxy.one_way import OneWaySession
 from imgproxy.recover import recover, unfinished
 from imgproxy.session import SourceConfig, SourceSession
 from imgproxy.source import LinkLost, SessionAborted
@@ -56,6 +56,8 @@ def run(
         typer.Option("-D", "--images-dir", help="Where criu finds the socket; with --remote, each -D of criu's."),
     ] = None,
     to: given.OptionalTo = None,
+    wire: given.ByWire = Wire.LINK,
+    snapshot: given.Snapshot = "",
     remote: Annotated[
         bool, typer.Option("--remote", help="For the original criu --remote: pre-dumps, then a dump.")
     ] = False,
@@ -102,14 +104,15 @@ def run(
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
-        archive = given.archive_path(address)
-        if archive is not None:
-            journals.mkdir(mode=0o700, parents=True, exist_ok=True)
-            parked = ParkSession(archive, here, journals, name=session, compress=compress, chain=transforms())
+        journals.mkdir(mode=0o700, parents=True, exist_ok=True)
+        typed = snapshot or str(directory[0])
+        out = await given.one_way(context, address, wire, name=session, snapshot=typed, insecure=insecure)
+        if out is not None:
+            one_way = OneWaySession(out, here, journals, compress=compress, chain=transforms(), timeout=timeout)
             async with flat_nursery() as nursery:
-                await nursery.start(parked.capture)
+                await nursery.start(one_way.capture)
                 _say_ready(here, remote=remote)
-            return _outcome(parked.done, parked.handover.reason)
+            return _outcome(one_way)
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         config = SourceConfig(
             dialer=given.dialer(address, tls, insecure=insecure),
@@ -194,8 +197,11 @@ def migrate_command(
 
 @app.command()
 def send(
+    context: typer.Context,
     images: Annotated[Path, typer.Argument(help="Directory of a finished criu dump.")],
     to: given.To,
+    wire: given.ByWire = Wire.LINK,
+    snapshot: given.Snapshot = "",
     session: given.Name = "",
     compress: given.Compress = "auto",
     limit_rate: given.LimitRate = None,
@@ -212,12 +218,14 @@ def send(
 
     async def main() -> int:
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
-        archive = given.archive_path(address)
+        out = await given.one_way(
+            context, address, wire, name=session, snapshot=snapshot or str(images), insecure=insecure
+        )
         with tempfile.TemporaryDirectory(prefix="imgproxy-") as temporary:
             nowhere = Path(temporary)
-            if archive is not None:
-                parked = ParkSession(archive, nowhere, nowhere, name=session, compress=compress, chain=transforms())
-                await parked.send_directory(images)
+            if out is not None:
+                one_way = OneWaySession(out, nowhere, nowhere, compress=compress, chain=transforms())
+                await one_way.send_directory(images)
                 return 0
             tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
             config = SourceConfig(
@@ -341,9 +349,10 @@ def _end(session: SourceSession) -> int:
     return 0 if session.settled else UNKNOWN
 
 
-def _outcome(done: bool, reason: str) -> int:
-    print("parked" if done else f"not parked: {reason}")
-    return 0 if done else 1
+def _outcome(session: OneWaySession) -> int:
+    word = session.out.outcome
+    print(word if session.done else f"not {word}: {session.handover.reason}")
+    return 0 if session.done else 1
 
 
 def _wait_for(wait_restored: bool | None) -> WaitFor:

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
-from imgnode.command_line import parse_size
+from imgnode.command_line import Wire, parse_size
 from imgnode.journal import Journal
 from imgnode.preflight import check_images_dir
 from imgproxy.dialer import Dialer
+from imgproxy.one_way import OneWay, archive
+from imgproxy.original_wire import OriginalWire
 from imgwire.errors import UsageError
 from transform.chain import Chain
 from transform.errors import OptionError
@@ -35,8 +37,27 @@ Patience = Annotated[float, typer.Option("--reconnect", help="Seconds that a cut
 MapPath = Annotated[list[str] | None, typer.Option("--map-path", help="OLD:NEW, a path prefix; repeatable.")]
 Remap = Annotated[list[str] | None, typer.Option("--tcp-listen-remap", help="OLD:NEW ports; repeatable.")]
 JournalDirectory = Annotated[Path | None, typer.Option("--journal", help="Directory of the journal.")]
+ByWire = Annotated[Wire, typer.Option("--wire", help="criu: what is there is an original image-cache, no imgcache.")]
+Snapshot = Annotated[
+    str, typer.Option("--snapshot", help="With --wire criu: -D of the criu restore there. Default: the directory here.")
+]
 Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the hand-over may keep the tasks frozen.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="More to see.")]
+
+
+#: What the original wire has no place for, and the values that ask for nothing.
+_LINK_ONLY: dict[str, tuple[object, ...]] = {
+    "session": ("",),
+    "compress": ("auto", "off"),
+    "limit_rate": (None,),
+    "digest_pages": (False,),
+    "wait_restored": (None, False),
+    "reconnect": (30.0,),
+    "tls_cacert": (None,),
+    "tls_cert": (None,),
+    "tls_key": (None,),
+    "metrics": (None,),
+}
 
 
 @dataclass(frozen=True)
@@ -106,9 +127,25 @@ def directories(images: list[Path], work: list[Path] | None, *, remote: bool) ->
     return list(dict.fromkeys(found))
 
 
-def archive_path(address: Address) -> Path | None:
-    """The file to park in, if that was asked for."""
-    return address.path if isinstance(address, FileAddress) else None
+async def one_way(
+    context: typer.Context, address: Address, wire: Wire, *, name: str, snapshot: str, insecure: bool
+) -> OneWay | None:
+    """The receiver that says nothing back, if one was asked for; None: an imgcache was. UsageError, CannotConnect."""
+    if wire is Wire.CRIU:
+        _refuse_what_only_the_link_has(context)
+        if not isinstance(address, TcpAddress):
+            raise UsageError(f"--to {address}: an original image-cache is reached by TCP only; write HOST:PORT")
+        return await OriginalWire.connect(dialer(address, TlsFiles(None, None, None), insecure=insecure), snapshot)
+    if context.params["snapshot"]:
+        raise UsageError("--snapshot: only an original image-cache wants it; write --wire criu, too")
+    return archive(address.path, name) if isinstance(address, FileAddress) else None
+
+
+def _refuse_what_only_the_link_has(context: typer.Context) -> None:
+    for name, nothing in _LINK_ONLY.items():
+        if context.params.get(name, nothing[0]) not in nothing:
+            option = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{option}: an original image-cache (--wire criu) does not know it; leave it out")
 
 
 def default_journal() -> Path:

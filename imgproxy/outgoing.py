@@ -34,6 +34,8 @@ class ArchiveWriter:
     """Writes the frames of a session to a file, which has its name only once it is whole and on disk."""
 
     splices = True
+    compresses = True
+    outcome = "parked"
 
     def __init__(self, path: Path, hello: messages.Hello) -> None:
         self.path = path
@@ -89,7 +91,7 @@ class ArchiveWriter:
 
     async def _append(self, header: Header, payload: bytes) -> None:
         raw = header.encode() + payload
-        await trio.to_thread.run_sync(_write_all, self._fd, raw)
+        await trio.to_thread.run_sync(write_at_end, self._fd, raw)
 
 
 def readable_size(fd: int) -> int:
@@ -105,7 +107,8 @@ def readable_size(fd: int) -> int:
     return pending(fd) if state & select.POLLIN else 0  # only hung up: its end
 
 
-def _write_all(fd: int, data: bytes) -> None:
+def write_at_end(fd: int, data: bytes) -> None:
+    """Append all of `data` to the file `fd`."""
     os.lseek(fd, 0, os.SEEK_END)
     view = memoryview(data)
     while view:

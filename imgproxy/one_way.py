@@ -1,0 +1,107 @@
+"""A checkpoint for a receiver that says nothing back: an archive file (`--to file:PATH`), or an original image-cache
+(`--wire criu`).
+
+There is no read-back, and no word that the destination holds or restored anything: what the receiver's end of `finish`
+promises is all. The action script then lets CRIU do as it was told: end the process, or, with `--leave-running`, let it
+go on.
+"""
+
+import secrets
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from imgnode.journal import Journal
+from imgproxy.capture import DumpCapture
+from imgproxy.compression import Compression
+from imgproxy.handover import Decision, Handover, HandoverPolicy
+from imgproxy.ingest.directory import send_images
+from imgproxy.ingest.stream import StreamIngest
+from imgproxy.outgoing import ArchiveWriter, Outgoing
+from imgproxy.sender import ImageSender
+from imgproxy.session import session_name
+from imgproxy.source import CacheView
+from imgwire.messages import Hello
+from imgwire.states import SessionState
+from transform.chain import Chain
+from transform.errors import TransformError
+
+
+class OneWay(Outgoing, Protocol):
+    """Where the images go."""
+
+    compresses: bool  #: whether it takes zstd frames
+    outcome: str  #: what a person is told of images that are there: "parked"
+
+    async def finish(self) -> None:
+        """All has been sent: make sure that it stays, as far as that can be."""
+
+    def close(self) -> None:
+        """Let go; what was not finished leaves nothing behind that could be taken for a checkpoint."""
+
+
+def archive(path: Path, name: str) -> ArchiveWriter:
+    """A new archive, for a session of that name. UsageError."""
+    identity = secrets.token_hex(16)
+    return ArchiveWriter(path, Hello(identity, session_name(name, identity)))
+
+
+class _NoPages:
+    """Pages that went one way cannot be reached any more."""
+
+    def read(self, image: str, offset: int, length: int) -> bytes:
+        """Refuse."""
+        raise TransformError(f"{image}: its pages are gone and cannot be rewritten; transform when it is restored")
+
+    def patch(self, image: str, offset: int, data: bytes) -> None:
+        """Refuse."""
+        self.read(image, offset, len(data))
+
+
+class OneWaySession:
+    """One checkpoint on its way; `timeout`: seconds that its tasks may stay frozen after the last image."""
+
+    def __init__(
+        self, out: OneWay, directory: Path, journal: Path, *, compress: str, chain: Chain, timeout: float = 300.0
+    ) -> None:
+        self.out = out
+        self.view = CacheView()
+        self.sender = ImageSender(out, chain, Compression(compress if out.compresses else "off"))
+        self.ingest = StreamIngest(self.sender, self.view.changes.notify)
+        self.journal = Journal(str(journal), secrets.token_hex(16))
+        policy = HandoverPolicy(timeout=timeout, kills=False)
+        self.handover = Handover(self.journal, self.view, policy, self._finish)
+        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=False)
+
+    async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+        """Take the next `criu dump`; afterwards `done` tells whether that worked."""
+        try:
+            await self.dump.run(task_status=task_status)
+        finally:
+            self._close()
+
+    @property
+    def done(self) -> bool:
+        """Whether the checkpoint is there."""
+        return self.handover.decision is Decision.COMMITTED
+
+    async def send_directory(self, directory: Path) -> None:
+        """Send the images of a directory."""
+        try:
+            await send_images(directory, self.sender)
+            self.dump.images_complete = True
+            await self._finish()
+        finally:
+            self._close()
+
+    async def _finish(self) -> None:
+        await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
+        await self.sender.finish(_NoPages())
+        await self.out.finish()
+        self.view.state = SessionState.COMPLETE
+        self.view.changes.notify()
+
+    def _close(self) -> None:
+        self.out.close()
+        self.journal.remove()
