@@ -16,8 +16,8 @@ from imgwire.img_remote import BodyBegun, LocalConnection, LocalEvent, PipePasse
 
 #: Seconds for a client that has connected to say what it wants. The original one says it at once.
 REQUEST_TIMEOUT = 10.0
-#: Seconds for a client that reads to pass its pipe. One that does, does it at once; who is not known to pass none is
-#: waited for that long, once.
+#: Seconds for a client that reads to pass its pipe, where nothing is known of it: one that does, does it at once. Who
+#: is known to pass one has REQUEST_TIMEOUT: bytes on the socket would be lost, and an empty image taken for the truth.
 PIPE_GRACE = 1.0
 
 
@@ -60,13 +60,14 @@ class RemoteClient:
         await self.send(self._protocol.answer(exists=True))
         if variant == "nopipe":
             return None
-        with trio.move_on_after(PIPE_GRACE):
+        grace = REQUEST_TIMEOUT if variant == "pipe" else PIPE_GRACE
+        with trio.move_on_after(grace):
             event, fds = await self._receive()
             if not isinstance(event, PipePassed):
                 raise BrokenPipeError("the client left before its image")
             return fds[0]
         if variant == "pipe":
-            raise RemoteProtocolError(f"criu restore has passed no pipe for {PIPE_GRACE:.0f} s; earlier ones came")
+            raise RemoteProtocolError(f"criu has passed no pipe for {grace:.0f} s; earlier ones came")
         return None
 
     async def send(self, data: bytes) -> None:
