@@ -97,12 +97,14 @@ class Layers:
         self._layers: dict[str, Layer] = {}
 
     def add(self, one: Round) -> None:
-        """The next round; the same again is ignored. RemoteProtocolError if it refers to what is not there."""
+        """The next round; the same again is ignored. RemoteProtocolError if it refers to what is not there: then it has
+        no pages for a later one."""
         if one is self._last:
             return
+        before, layers = self._last, self._layers
+        self._last, self._layers = one, {}
         names = [name for name in one.images if name.startswith("pagemap-")]
-        self._layers = {name: _layer(one, name, self._last, self._layers.get(name)) for name in names}
-        self._last = one
+        self._layers = {name: _layer(one, name, before, layers.get(name)) for name in names}
 
     def checkpoint(self, arena: Arena) -> dict[str, StoredImage]:
         """The images of the checkpoint that the rounds make; RemoteProtocolError if the last is no dump."""

@@ -8,6 +8,7 @@ touches its bytes. Frames of different images interleave, so an image has an ext
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 import zstandard
 
@@ -26,6 +27,8 @@ MAX_IMAGES = 200_000
 #: More rounds than make sense; their list of ids still fits what the original client takes.
 MAX_ROUNDS = 1000
 
+_log = structlog.get_logger()
+
 
 class ImageStore:
     """All images of a session, by number (as the link calls them) and by name (as CRIU does).
@@ -40,6 +43,7 @@ class ImageStore:
         self.rounds: list[Round] = []
         self._newest = -1  # number of the round that began last, dropped or not
         self._layers: Layers | None = None
+        self._broken = False  #: a pre-dump failed
         self._checkpoint: dict[str, StoredImage] = {}
         self._by_number: dict[int, StoredImage] = {}
         self._unzip = zstandard.ZstdDecompressor()
@@ -68,12 +72,12 @@ class ImageStore:
 
     @property
     def lineage(self) -> list[Round]:
-        """The rounds that the checkpoint may refer to, oldest first, the last of which is it."""
-        return self.rounds
-
-    def of_snapshot(self, snapshot: str) -> Round | None:
-        """The newest round that the original `criu --remote` calls so."""
-        return next((one for one in reversed(self.rounds) if one.snapshot == snapshot), None)
+        """The checkpoint and the rounds that it refers to, by distinct ids, oldest first. Where a pre-dump failed or
+        an id was used again, that is the last round alone, merged."""
+        ids = [one.snapshot for one in self.rounds]
+        if not self.rounds or (len(set(ids)) == len(ids) and not self._broken):
+            return self.rounds
+        return [Round(self.rounds[-1].number, ids[-1], self._checkpoint)]
 
     def numbered(self, number: int) -> StoredImage:
         """The image of that number; RemoteProtocolError if it was never opened, or dropped with its round."""
@@ -100,7 +104,8 @@ class ImageStore:
         if len(self.rounds) >= MAX_ROUNDS:
             raise RemoteProtocolError(f"more than {MAX_ROUNDS} rounds")
         if self.rounds:
-            self._merge_last(f"round {message.round} begins")
+            self._check_sealed(f"round {message.round} begins")
+            self._merge_pre_dump()
         self.rounds.append(Round(message.round, message.snapshot))
         self._newest = message.round
         self._checkpoint = self.rounds[-1].images
@@ -150,14 +155,21 @@ class ImageStore:
             )
         self.variant = message.variant
         if len(self.rounds) > 1 or (self.rounds and self.rounds[-1].snapshot):
-            self._checkpoint = self._merge_last("declared complete").checkpoint(self.arena)
+            self._checkpoint = self._merge_last().checkpoint(self.arena)
         self.complete = True
 
-    def _merge_last(self, what: str) -> "Layers":
+    def _merge_pre_dump(self) -> None:
+        """The last round is whole. One that failed is no matter, unless a later one refers to it."""
+        try:
+            self._merge_last()
+        except RemoteProtocolError as error:
+            self._broken = True
+            _log.warning("a pre-dump failed, or refers to one that did: its pages cannot be used", error=str(error))
+
+    def _merge_last(self) -> "Layers":
         """The last round is whole: merge it with those before."""
         from imgcache.layers import Layers  # with pre-dumps only: it is slow to import
 
-        self._check_sealed(what)
         self._layers = self._layers or Layers()
         self._layers.add(self.rounds[-1])
         return self._layers

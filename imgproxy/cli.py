@@ -72,6 +72,9 @@ def run(
             "action script waits there."
         ),
     ] = None,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="With --remote: this criu can pre-dump more than once (mended forks).")
+    ] = False,
     hook: Annotated[
         bool | None,
         typer.Option(
@@ -108,7 +111,17 @@ def run(
         typed = snapshot or str(directory[0])
         out = await given.one_way(context, address, wire, name=session, snapshot=typed, insecure=insecure)
         if out is not None:
-            one_way = OneWaySession(out, here, journals, compress=compress, chain=transforms(), timeout=timeout)
+            one_way = OneWaySession(
+                out,
+                here,
+                journals,
+                transforms,
+                compress=compress,
+                timeout=timeout,
+                remote=remote,
+                linked=linked,
+                hookless=not (hook if hook is not None else not remote),
+            )
             async with flat_nursery() as nursery:
                 await nursery.start(one_way.capture)
                 _say_ready(here, remote=remote)
@@ -125,6 +138,7 @@ def run(
             digest_pages=digest_pages,
             hookless=not (hook if hook is not None else not remote),
             remote=remote,
+            incremental=incremental,
             linked=tuple(linked),
             patience=reconnect,
             recover_options=tuple(tls.words()),
@@ -224,7 +238,7 @@ def send(
         with tempfile.TemporaryDirectory(prefix="imgproxy-") as temporary:
             nowhere = Path(temporary)
             if out is not None:
-                one_way = OneWaySession(out, nowhere, nowhere, compress=compress, chain=transforms())
+                one_way = OneWaySession(out, nowhere, nowhere, transforms, compress=compress)
                 await one_way.send_directory(images)
                 return 0
             tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)

@@ -52,6 +52,7 @@ _LINK_ONLY: dict[str, tuple[object, ...]] = {
     "limit_rate": (None,),
     "digest_pages": (False,),
     "wait_restored": (None, False),
+    "incremental": (False,),
     "reconnect": (30.0,),
     "tls_cacert": (None,),
     "tls_cert": (None,),

@@ -7,21 +7,24 @@ go on.
 """
 
 import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import trio
 
 from imgnode.journal import Journal
-from imgproxy.capture import DumpCapture
+from imgproxy.capture import DumpCapture, Ingest
 from imgproxy.compression import Compression
 from imgproxy.handover import Decision, Handover, HandoverPolicy
 from imgproxy.ingest.directory import send_images
+from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.outgoing import ArchiveWriter, Outgoing
-from imgproxy.sender import ImageSender
+from imgproxy.sender import ImageSender, SentImage
 from imgproxy.session import session_name
 from imgproxy.source import CacheView
+from imgwire.errors import RemoteProtocolError
 from imgwire.messages import Hello
 from imgwire.states import SessionState
 from transform.chain import Chain
@@ -59,20 +62,43 @@ class _NoPages:
         self.read(image, offset, len(data))
 
 
+async def _no_read_back(image: SentImage, offset: int, length: int) -> bytes:
+    """For a CRIU that wants to see a round before."""
+    raise RemoteProtocolError(f"{image.name}: is gone and cannot be shown to criu again")
+
+
 class OneWaySession:
-    """One checkpoint on its way; `timeout`: seconds that its tasks may stay frozen after the last image."""
+    """One checkpoint on its way; `timeout`: seconds that its tasks may stay frozen after the last image.
+
+    `remote`: CRIU dumps with --remote; `linked`, `hookless`: see DumpCapture.
+    """
 
     def __init__(
-        self, out: OneWay, directory: Path, journal: Path, *, compress: str, chain: Chain, timeout: float = 300.0
+        self,
+        out: OneWay,
+        directory: Path,
+        journal: Path,
+        make_chain: Callable[[], Chain],
+        *,
+        compress: str,
+        timeout: float = 300.0,
+        remote: bool = False,
+        linked: Sequence[Path] = (),
+        hookless: bool = False,
     ) -> None:
         self.out = out
         self.view = CacheView()
-        self.sender = ImageSender(out, chain, Compression(compress if out.compresses else "off"))
-        self.ingest = StreamIngest(self.sender, self.view.changes.notify)
+        self.sender = ImageSender(out, make_chain(), Compression(compress if out.compresses else "off"))
+        changed, insists = self.view.changes.notify, not hookless
+        self.ingest: Ingest = (
+            RemoteIngest(self.sender, make_chain, _no_read_back, changed, insists=insists)
+            if remote
+            else StreamIngest(self.sender, changed, insists=insists)
+        )
         self.journal = Journal(str(journal), secrets.token_hex(16))
         policy = HandoverPolicy(timeout=timeout, kills=False)
         self.handover = Handover(self.journal, self.view, policy, self._finish)
-        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=False)
+        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=hookless, linked=linked)
 
     async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take the next `criu dump`; afterwards `done` tells whether that worked."""
@@ -97,7 +123,7 @@ class OneWaySession:
 
     async def _finish(self) -> None:
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
-        await self.sender.finish(_NoPages())
+        await self.sender.finish(_NoPages(), self.ingest.variant)
         await self.out.finish()
         self.view.state = SessionState.COMPLETE
         self.view.changes.notify()

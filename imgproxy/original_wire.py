@@ -5,7 +5,7 @@ each image is collected in memory first (of which the kernel, not this program, 
 forgotten. What that wire or its receiver cannot take is refused by name, and the dump fails:
 
 * images of 2 GiB and more, and empty ones, which stop the original cache;
-* an image that comes twice in one snapshot, and a round that is taken back: what was sent stays.
+* an image that comes twice in one snapshot, and a round that is taken back once some of it was sent: it stays there.
 
 The list of snapshot ids goes out once, whole, as soon as the dump itself has begun. The original cache takes each list
 for the only one, so a restore that waits there must not see one that lacks the dump; and as our own cache counts what
@@ -109,7 +109,7 @@ class OriginalWire:
             case messages.ImagesComplete():
                 await self._send_list()
             case messages.DropRound():
-                raise CannotCarry(f"the end of {self._ids[-1]}, which failed and is to be forgotten")
+                self._drop()
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} for an original image-cache")
         await trio.lowlevel.checkpoint()
@@ -161,6 +161,11 @@ class OriginalWire:
             raise CannotCarry(f"-D {snapshot} after a dump")
         self._ids.append(snapshot)
         self._begun = True
+
+    def _drop(self) -> None:
+        if any(snapshot == self._ids[-1] for snapshot, _ in self._seen):
+            raise CannotCarry(f"the end of {self._ids[-1]}, which failed and is to be forgotten")
+        self._ids.pop()
 
     def _collect(self, number: int, name: str) -> None:
         if not self._ids:

@@ -63,6 +63,7 @@ class SourceConfig:
     digest_pages: bool = False
     hookless: bool = False
     remote: bool = False  #: criu runs with --remote, the original one
+    incremental: bool = False  #: such a one may learn of the rounds before, and send what has changed
     linked: tuple[Path, ...] = ()  #: other directories in which such a one looks for its socket
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
@@ -166,7 +167,14 @@ class SourceSession:
     def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest:
         insists, changed = not self.config.hookless, self.view.changes.notify
         if self.config.remote:
-            return RemoteIngest(self.sender, make_chain, self.pages.read_image, changed, insists=insists)
+            return RemoteIngest(
+                self.sender,
+                make_chain,
+                self.pages.read_image,
+                changed,
+                insists=insists,
+                incremental=self.config.incremental,
+            )
         return StreamIngest(self.sender, changed, insists=insists)
 
     async def _abort_when_cache_does(self, scope: trio.CancelScope) -> None:

@@ -121,9 +121,9 @@ class _Restore:
                 os.close(pipe)
 
     def _find(self, name: str, snapshot: str) -> StoredImage | None:
-        found = self.session.store.of_snapshot(snapshot)
-        if found is not None:
-            return found.images.get(name)
+        for one in self.session.store.lineage:
+            if one.snapshot == snapshot:
+                return one.images.get(name)
         return self.session.store.find(name) if snapshot in self.snapshots else None
 
     def _fed(self, image: StoredImage) -> None:

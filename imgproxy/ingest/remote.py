@@ -58,6 +58,7 @@ class _Run:
     last_seen: bool = False
     dumps: bool = False  #: it is known not to be a pre-dump
     announced: bool = False  #: it runs our action script, which ends the tree
+    settled: trio.Event = field(default_factory=trio.Event)  #: CRIU has ended, and it is known what that means
     root: ProcessId | None = None  #: of the tree that it dumps, where its command line tells
 
     @property
@@ -101,10 +102,12 @@ class RemoteIngest:
         changed: Callable[[], None],
         *,
         insists: bool = False,
+        incremental: bool = False,
     ) -> None:
         self._sender, self._make_chain, self._read_back = sender, make_chain, read_back
         self._changed = changed
         self._insists = insists  #: on the action script
+        self._incremental = incremental  #: the client may learn of the rounds before
         self._changes = Changes()
         self._run: _Run | None = None
         self._is_announced: Callable[[int], bool] = lambda _pid: False
@@ -187,13 +190,18 @@ class RemoteIngest:
     async def _tell(self, client: RemoteClient, event: LocalEvent | None) -> None:
         match event:
             case SnapshotsWanted():
-                # Only the latest: the unmodified client fails at its second pre-dump if it learns of a parent.
-                await client.say_snapshots([self._of(self._run).snapshot])
+                await client.say_snapshots(self._known(self._of(self._run)))
             case ImageWanted(name, snapshot):
                 await self._show(client, self._sent.get((snapshot, name)))
             case Finished():
                 await self._changes.wait_until(lambda: all(one.silent for one in self._unheard))
                 self._finished = True
+
+    def _known(self, run: _Run) -> list[str]:
+        """What CRIU learns of ids, oldest first. The unmodified one fails at its second pre-dump if that is more than
+        the latest; a mended one takes the one before for the parent, and sends what has changed since."""
+        before = dict.fromkeys(snapshot for snapshot, name in self._sent if name == LAST_IMAGE)
+        return [*(before if self._incremental else ()), run.snapshot]
 
     def _of(self, run: _Run | None) -> _Run:
         if run is None:
@@ -202,19 +210,24 @@ class RemoteIngest:
 
     async def _begin(self, criu: int, snapshot: str, nursery: trio.Nursery) -> None:
         """A pre-dump or a dump begins: a round of its own, once the one before is whole or dropped."""
-        before = self._run
-        if before and before.alive and not before.whole:
-            raise RemoteProtocolError(
-                f"a second criu (pid {criu}, -D {snapshot}) is refused: pid {before.criu} is not through with "
-                f"{before.snapshot}; start an imgproxy of its own for each migration"
-            )
-        await self._changes.wait_until(lambda: before is None or before.whole or self._run is not before)
+        while (before := self._run) is not None and not before.settled.is_set():
+            if before.alive and (before.dumps or not before.whole):
+                raise RemoteProtocolError(
+                    f"a second criu (pid {criu}, -D {snapshot}) is refused: pid {before.criu} is not through with "
+                    f"{before.snapshot}; start an imgproxy of its own for each migration"
+                )
+            if before.process is None:
+                break
+            await before.settled.wait()
         self._run = _Run(_identified(criu), snapshot)
-        self._sent = {key: image for key, image in self._sent.items() if key[0] != snapshot}
+        self._forget(snapshot)
         await self._sender.begin_round(snapshot, self._make_chain())
         if criu:
             nursery.start_soon(self._watch, self._run)
         _log.info("round begins", snapshot=snapshot, criu=criu)
+
+    def _forget(self, snapshot: str) -> None:
+        self._sent = {key: image for key, image in self._sent.items() if key[0] != snapshot}
 
     async def _watch(self, run: _Run) -> None:
         """When its CRIU has ended: was that a pre-dump, a dump that failed, or one that ended without a word?"""
@@ -226,7 +239,9 @@ class RemoteIngest:
         elif run.dumps or not run.whole:
             _log.warning("criu ended before its images were complete: they are dropped", snapshot=run.snapshot)
             await self._sender.drop_round()
+            self._forget(run.snapshot)
             self._run = None
+        run.settled.set()
         self._notify()
 
     async def _take_image(self, connection: _Connection, event: ImageWritten) -> None:

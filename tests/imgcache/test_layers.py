@@ -416,7 +416,7 @@ async def test_a_recorded_dump_after_two_pre_dumps(place: Arena) -> None:
     assert {at: data for at, (data, _) in found.items()} == {at: data for at, (_, data) in latest.items()}
     assert {flags for _, flags in found.values()} == {PE_PRESENT, PE_PRESENT | PE_LAZY}
     assert len(store) == 12 and store.variant == "pipe"
-    second = store.of_snapshot("s2")
-    assert second is not None and content(second.images[name]) == images["s2", name]
+    assert [one.snapshot for one in store.lineage] == ["s1", "s2", "s3"]
+    assert content(store.lineage[1].images[name]) == images["s2", name]
     core = store.named("core-369.img")
     assert content(core) == images["s3", "core-369.img"] and core is store.rounds[-1].images["core-369.img"]

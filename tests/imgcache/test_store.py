@@ -265,13 +265,22 @@ async def test_images_are_told_apart_by_round(store: ImageStore) -> None:
     assert [(one.number, one.snapshot, len(one.images)) for one in store.rounds] == [(1, "s1", 3), (5, "s2", 2)]
 
 
-async def test_a_snapshot_id_means_the_newest_round_of_it(store: ImageStore) -> None:
-    for number, snapshot in enumerate(["s1", "s2", "s1"], 1):
+async def test_rounds_of_distinct_ids_are_the_lineage(store: ImageStore) -> None:
+    for number, snapshot in enumerate(["s1", "s2", "s3"], 1):
         await put_round(store, number, snapshot)
-    found = store.of_snapshot("s1")
-    assert found is store.rounds[2] and store.of_snapshot("s3") is None
-    store.drop_round(DropRound(3))
-    assert store.of_snapshot("s1") is store.rounds[0]
+    store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
+    assert [one.snapshot for one in store.lineage] == ["s1", "s2", "s3"]
+    assert store.lineage[1].images is store.rounds[1].images
+
+
+async def test_an_id_used_twice_leaves_the_last_round_merged(store: ImageStore) -> None:
+    await put_round(store, 1, "s1", pagemap_1=pagemap(1, extent(4096, 2)), pages_1=PAGES)
+    await put_round(store, 2, "s2", pagemap_1=pagemap(1, extent(4096, 2, 1)), pages_1=b"")
+    await put_round(store, 3, "s1", pagemap_1=pagemap(1, extent(8192, 1, 1)), pages_1=b"")
+    store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
+    (only,) = store.lineage
+    assert only.snapshot == "s1"
+    assert only.images["pages-1.img"].read(0, 4096) == PAGES[4096:]
 
 
 @pytest.mark.parametrize("number", [0, 2, 3])
@@ -406,7 +415,26 @@ async def test_a_reference_to_a_dropped_round_is_refused(store: ImageStore) -> N
     store.drop_round(DropRound(2))
     await put_round(store, 3, pagemap_1=pagemap(1, extent(8192, 1, 1)))
     with pytest.raises(RemoteProtocolError, match=r"round 3: pagemap-1\.img: the page at 0x2000 .* in round 1, which"):
-        store.begin_round(BeginRound(4))
+        store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
+
+
+async def test_a_pre_dump_that_failed_is_no_matter(store: ImageStore) -> None:
+    await put_round(store, 1, "s1", pagemap_1=pagemap(1, extent(4096, 9)), pages_1=PAGES)  # of which two came
+    await put_round(store, 2, "s2", pagemap_1=pagemap(1, extent(4096, 2)), pages_1=PAGES)
+    await put_round(store, 3, "s3", pagemap_1=pagemap(1, extent(8192, 1, 1)), pages_1=b"")
+    store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
+    assert store.named("pages-1.img").read(0, 4096) == PAGES[4096:]
+    assert [one.snapshot for one in store.lineage] == ["s3"], "a client would look into the round that failed"
+
+
+async def test_a_reference_to_a_pre_dump_that_failed_is_refused(store: ImageStore) -> None:
+    await put_round(store, 1, "s1", pagemap_1=pagemap(1, extent(4096, 9)), pages_1=PAGES)
+    await put_round(store, 2, "s2", pagemap_1=pagemap(1, extent(4096, 1, 1)), pages_1=b"")
+    wanted = r"round s2: pagemap-1\.img: the page at 0x1000 .* in round s1, which"
+    with pytest.raises(RemoteProtocolError, match=wanted):
+        RemoteProtocolError, match=r"round s2: pagemap-1\.img: the page at 0x1000 .* in round s1, which"
+    ):
+        store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
 
 
 async def test_a_dump_that_did_not_end_well_is_refused(store: ImageStore) -> None:

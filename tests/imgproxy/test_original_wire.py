@@ -183,7 +183,10 @@ REFUSED: dict[str, tuple[list[Message | tuple[int, int]], str]] = {
         [BeginRound(1, "d"), OpenImage(0, "core-1.img"), (0, 9), EndImage(0, 9), BeginRound(2, "e")],
         "-D e after a dump: ",
     ),
-    "taken back": ([BeginRound(1, "d"), DropRound(1)], "the end of d, which failed and is to be forgotten: "),
+    "taken back": (
+        [BeginRound(1, "d"), OpenImage(0, "a.img"), DropRound(1)],
+        "the end of d, which failed and is to be forgotten: ",
+    ),
 }
 
 
@@ -206,6 +209,18 @@ async def test_what_the_wire_cannot_carry_is_refused_by_name(
         wire.close()
         await cache.done.wait()
         assert not cache.ended, "it must not take this for a whole dump"
+
+
+async def test_a_round_of_which_nothing_was_sent_can_be_taken_back() -> None:
+    async with cache_and_wire() as (cache, wire):
+        for number, snapshot in enumerate(["s1", "s2", "s2"]):
+            await wire.send(BeginRound(number + 1, snapshot))
+            if number == 1:
+                await wire.send(DropRound(2))
+            else:
+                await put(wire, number, "inventory.img", b"i")
+        await finish(cache, wire)
+        assert cache.list == encode_snapshots(["s1", "s2"])
 
 
 async def test_the_limit_holds_for_what_comes_by_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +317,7 @@ async def test_a_directory_is_delivered(node_dir: Path) -> None:
     (node_dir / "pages-1.img").write_bytes(PAGES)
     (node_dir / "inventory.img").write_bytes(b"i")
     async with cache_and_wire("/images/s3") as (cache, wire):
-        session = OneWaySession(wire, node_dir, node_dir, compress="auto", chain=Chain([]))
+        session = OneWaySession(wire, node_dir, node_dir, lambda: Chain([]), compress="auto")
         await session.send_directory(node_dir)
         await cache.done.wait()
         assert cache.ended
