@@ -432,8 +432,6 @@ async def test_a_reference_to_a_pre_dump_that_failed_is_refused(store: ImageStor
     await put_round(store, 2, "s2", pagemap_1=pagemap(1, extent(4096, 1, 1)), pages_1=b"")
     wanted = r"round s2: pagemap-1\.img: the page at 0x1000 .* in round s1, which"
     with pytest.raises(RemoteProtocolError, match=wanted):
-        RemoteProtocolError, match=r"round s2: pagemap-1\.img: the page at 0x1000 .* in round s1, which"
-    ):
         store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
 
 
