@@ -64,7 +64,7 @@ class _NoPages:
 
 async def _no_read_back(image: SentImage, offset: int, length: int) -> bytes:
     """For a CRIU that wants to see a round before."""
-    raise RemoteProtocolError(f"{image.name}: is gone and cannot be shown to criu again")
+    raise RemoteProtocolError(f"{image.name}: is gone, so criu cannot see its bytes from {offset} to {offset + length}")
 
 
 class OneWaySession:
