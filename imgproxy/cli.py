@@ -39,7 +39,7 @@ from transform.errors import TransformError
 UNKNOWN = 3  #: given up here, and the destination cannot be asked whether the process runs
 
 app = typer.Typer(
-    help="Takes the images of `criu dump --stream` and brings them to imgcache on another node.",
+    help="Takes the images of `criu dump --stream` (or --remote) and brings them to imgcache on another node.",
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
