@@ -91,6 +91,11 @@ class ImageSender:
         self._rounds[self._round] = {}
         await self._out.send(DropRound(self._round))
 
+    def round_sizes(self) -> list[int]:
+        """Bytes of each round that was not dropped, the latest last."""
+        sizes = [sum(image.size for image in sent.values()) for sent in self._rounds.values()]
+        return [size for size in sizes[:-1] if size] + sizes[-1:]
+
     def totals(self) -> tuple[int, int]:
         """How many images make the migration, and their bytes."""
         images = [image for sent in self._rounds.values() for image in sent.values()]

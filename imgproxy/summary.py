@@ -16,8 +16,9 @@ class Summary:
     reason: str
     frozen: float | None  #: from the first image of the frozen tree to its first instruction at the destination
     image_bytes: int
+    rounds: list[int]  #: image bytes of each pre-dump and of the dump
     wire_bytes: int  #: on the link, headers included, compressed where it was
-    rate: float | None  #: image bytes per second while images came
+    rate: float | None  #: image bytes per second of the dump, while its images came
     bytes_by_kind: dict[str, int]
     phases: dict[str, float]
     reconnects: int
@@ -37,6 +38,8 @@ class Summary:
         lines.append(
             f"images   {show_size(self.image_bytes)} ({shown}" + (f", others {show_size(others)})" if others else ")")
         )
+        if len(self.rounds) > 1:
+            lines.append("rounds   " + ", ".join(show_size(size) for size in self.rounds))
         if self.rate:
             lines.append(f"rate     {show_size(self.rate)}/s, {show_size(self.wire_bytes)} on the link")
         if self.phases:
@@ -51,15 +54,16 @@ def summarise(session: SourceSession) -> Summary:
     marks = _marks(session)
     start, sent = marks.get("dump"), marks.get("sent")
     running = session.view.times.get("running")
-    size = session.sender.size
+    rounds = session.sender.round_sizes()
     return Summary(
         session=session.name,
         outcome=str(session.handover.decision),
         reason=session.handover.reason,
         frozen=running - start if running is not None and start is not None else None,
-        image_bytes=size,
+        image_bytes=session.sender.size,
+        rounds=rounds,
         wire_bytes=session.channel.bytes_sent,
-        rate=size / (sent - start) if start is not None and sent is not None and sent > start else None,
+        rate=rounds[-1] / (sent - start) if start is not None and sent is not None and sent > start else None,
         bytes_by_kind=dict(session.sender.bytes_by_kind),
         phases=_phases(marks),
         reconnects=max(0, session.channel.reconnects),
