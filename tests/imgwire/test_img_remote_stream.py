@@ -148,3 +148,19 @@ def test_any_bytes_give_events_or_the_error(raw: bytes) -> None:
         stream.receive_data(raw)
     except RemoteProtocolError as error:
         assert str(error)
+
+
+def test_what_is_due_next_can_be_read_without_taking_of_an_image() -> None:
+    stream, at, bodies = RemoteStream(), 0, 0
+    while at < len(CONVERSATION):
+        size = stream.wanted
+        if size:
+            events = stream.receive_data(CONVERSATION[at : at + size])
+            assert not any(isinstance(event, ImageBytes) for event in events)
+        else:
+            assert not stream.between_images
+            size = stream.body_left
+            assert stream.body_bypassed(size) == [ImageEnded()]
+            bodies += size
+        at += size
+    assert stream.between_images and bodies == len(b"abc" + b"defg" * 100)

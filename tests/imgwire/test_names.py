@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgwire.errors import RemoteProtocolError
-from imgwire.names import MAX_NAME, MAX_SESSION_NAME, check_image_name, check_session_name, image_kind, is_pages
+from imgwire.names import (
+    MAX_NAME,
+    MAX_SESSION_NAME,
+    check_image_name,
+    check_session_name,
+    image_kind,
+    is_of_pre_dump,
+    is_pages,
+)
 from tests.imgwire.conversations import names
 
 pytestmark = pytest.mark.t0
@@ -63,3 +71,9 @@ def test_pages_are_told_from_pagemaps() -> None:
 )
 def test_the_kind_is_the_name_without_numbers(name: str, kind: str) -> None:
     assert image_kind(name) == kind
+
+
+def test_a_dump_is_told_from_a_pre_dump_by_its_images() -> None:
+    pre_dump = ["pagemap-7.img", "pagemap-shmem-9.img", "pages-1.img", "inventory.img"]
+    assert all(map(is_of_pre_dump, pre_dump))
+    assert not any(map(is_of_pre_dump, ["fdinfo-2.img", "core-7.img", "pstree.img", "tmpfs-dev-9.tar.gz.img"]))
