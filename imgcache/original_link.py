@@ -91,6 +91,7 @@ class Arrival:
         self._transport, self._stream, self._session, self._first = transport, stream, session, first
         self._rounds: dict[str, int] = {}
         self._images = 0
+        self._piece = 0  # bytes due of what the store takes at a time
 
     @property
     def payload_left(self) -> int:

@@ -54,7 +54,7 @@ class CannotCarry(TransformError):
 
     def __init__(self, what: str) -> None:
         super().__init__(
-            f"{what}: the wire of the original image-cache cannot carry it; use an imgcache, no --wire criu"
+            f"{what}: the wire of the original image-cache cannot carry it; use an imgcache there, without --wire criu"
         )
 
 

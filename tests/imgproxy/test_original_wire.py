@@ -204,7 +204,7 @@ async def test_what_the_wire_cannot_carry_is_refused_by_name(
                 else:
                     await wire.send(one)
         assert one is said[-1]
-        expected = "the wire of the original image-cache cannot carry it; use an imgcache, no --wire criu"
+        expected = "the wire of the original image-cache cannot carry it; use an imgcache there, without --wire criu"
         assert str(caught.value) == (line + expected).replace("2 GiB", "0 GiB")
         wire.close()
         await cache.done.wait()
