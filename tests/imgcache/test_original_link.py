@@ -2,9 +2,10 @@
 
 import itertools
 import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import trio
@@ -94,6 +95,13 @@ async def running(directory: Path, *, limit: int | None = None) -> AsyncIterator
             await nursery.start(cache.listen)
             yield cache
         nursery.cancel_scope.cancel()
+
+
+@contextmanager
+def temporary_session() -> Iterator[Session]:
+    """A session where no fixture reaches: in each example of hypothesis, under a clock that jumps."""
+    with TemporaryDirectory() as directory, open_session(Path(directory)) as session:
+        yield session
 
 
 def contents(session: Session) -> dict[str, bytes]:
@@ -256,7 +264,7 @@ async def test_a_source_may_rest_between_images_but_not_in_a_header() -> None:
     ours, theirs = trio.socket.socketpair()
     with ours, theirs:
         async with flat_nursery() as nursery:
-            with open_session(Path("/dev/shm")) as session:
+            with temporary_session() as session:
                 raw = image("a.img", "s1", b"abc")
                 arrival = Arrival(SocketTransport(theirs), RemoteStream(), session, raw[:4])
                 nursery.start_soon(arrival.receive)
@@ -314,7 +322,7 @@ def test_any_split_and_any_cut(cuts: list[int], whole: bool) -> None:
 
 async def _check_split(places: list[int], end: int) -> None:
     ours, theirs = trio.socket.socketpair()
-    with ours, theirs, open_session(Path("/dev/shm")) as session:
+    with ours, theirs, temporary_session() as session:
         arrival = Arrival(SocketTransport(theirs), RemoteStream(), session, CONVERSATION[:1])
         async with flat_nursery() as nursery:
             nursery.start_soon(arrival.receive)
