@@ -5,7 +5,7 @@ import sys
 
 import trio
 
-from tests.testbed.guest import PLACES, guest
+from tests.testbed.guest import PLACES, USUAL, guest
 from tests.testbed.machine import qemu
 
 COMMAND_DEADLINE = 3600.0  # seconds
@@ -25,7 +25,7 @@ def main(isa: str, *words: str) -> None:
     if words:
         code = trio.run(run, isa, list(words[1:]))
         sys.exit(code if code >= 0 else 128 - code)
-    command = qemu(isa, PLACES)
+    command = qemu(isa, PLACES, USUAL)
     os.execvp(command[0], command)
 
 

@@ -23,10 +23,11 @@ import trio
 
 from tests.nodes import Ended
 from tests.testbed.agent import ENDED, INPUT, READY, SIGNAL, START, STDERR, STDOUT, Frames, frame
-from tests.testbed.machine import Monitor, Places, running
+from tests.testbed.machine import Hardware, Monitor, Places, running
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLACES = Places(ROOT, Path(os.environ.get("IMGPROXY_CACHE") or ROOT / ".cache").resolve())
+USUAL = Hardware()
 BOOT_DEADLINE = 120.0  # seconds; alone on two cores it takes 8 (amd64) or 6 (arm64)
 DEADLINE = 60.0  # seconds for anything that a test waits for: emulation is 10 to 20 times slower than the machine
 READ_SIZE = 1 << 16
@@ -157,8 +158,11 @@ class Guest:
     async def send(self, number: int, kind: int, payload: bytes) -> None:
         """Send one frame to the agent."""
         assert not self.dead, f"the guest {self} has ended{self.told()}"
-        async with self._sending:
-            await self._channel.send_all(frame(number, kind, payload))
+        try:
+            async with self._sending:
+                await self._channel.send_all(frame(number, kind, payload))
+        except trio.BrokenResourceError as error:
+            raise AssertionError(f"the guest {self} has ended{self.told()}") from error
 
     async def boot(self, deadline: float = BOOT_DEADLINE) -> None:
         """Wait until it takes commands."""
@@ -198,13 +202,10 @@ class Guest:
 
 
 @asynccontextmanager
-async def guest(isa: str, *, cpu: str = "") -> AsyncIterator[Guest]:
-    """Boot a guest of this ISA, amd64 or arm64; it is killed at the end of the block.
-
-    `cpu`: QEMU's name for the CPU, if it must not have all features that QEMU can emulate.
-    """
+async def guest(isa: str, hardware: Hardware = USUAL) -> AsyncIterator[Guest]:
+    """Boot a guest of this ISA, amd64 or arm64; it is killed at the end of the block."""
     await trio.run_process([str(ROOT / "scripts/testbed"), "setup", isa])
-    with running(isa, PLACES, cpu) as (agent, monitor, console):
+    with running(isa, PLACES, hardware) as (agent, monitor, console):
         channel, control = (trio.SocketStream(trio.socket.from_stdlib_socket(end)) for end in (agent, monitor))
         vm = Guest(isa, channel, Monitor(control), console)
         async with trio.open_nursery() as nursery:

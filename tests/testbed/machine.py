@@ -21,7 +21,6 @@ import trio
 #: The address that the host's loopback has inside a guest.
 HOST = "10.0.2.2"
 GUEST = "10.0.2.15"
-MEMORY = "1G"
 ISAS = ("amd64", "arm64")
 
 _MACHINES = {"amd64": ["qemu-system-x86_64", "-M", "q35"], "arm64": ["qemu-system-aarch64", "-M", "virt,gic-version=3"]}
@@ -54,13 +53,21 @@ class Places:
         return self.cache / "testbed" / isa
 
 
-def qemu(isa: str, places: Places, *, cpu: str = "", agent: int | None = None, monitor: int | None = None) -> list[str]:
-    """The command line of a machine. `cpu`: QEMU's name of a model with fewer features than it can emulate. `agent`,
-    `monitor`: connected sockets; without them, a shell on the console.
-    """
+@dataclass(frozen=True)
+class Hardware:
+    """What tests may choose: memory as QEMU takes it, and the CPU by QEMU's name, "" for all that it can emulate."""
+
+    memory: str = "1G"
+    cpu: str = ""
+
+
+def qemu(
+    isa: str, places: Places, hardware: Hardware, *, agent: int | None = None, monitor: int | None = None
+) -> list[str]:
+    """The command line of a machine. `agent`, `monitor`: connected sockets; without them, a shell on the console."""
     bed = places.bed(isa)
-    words = [*_WITH_PARENT, *_MACHINES[isa], "-cpu", cpu or _CPUS[isa], "-accel", "tcg", "-smp", "1", "-m", MEMORY]
-    words += ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
+    words = [*_WITH_PARENT, *_MACHINES[isa], "-cpu", hardware.cpu or _CPUS[isa], "-accel", "tcg"]
+    words += ["-smp", "1", "-m", hardware.memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-kernel", str(bed / "kernel"), "-initrd", str(bed / "initramfs")]
     words += ["-append", _kernel_arguments(isa, places, shell=agent is None)]
     words += ["-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile="]
@@ -85,7 +92,7 @@ def _kernel_arguments(isa: str, places: Places, *, shell: bool) -> str:
 
 
 @contextmanager
-def running(isa: str, places: Places, cpu: str = "") -> Iterator[tuple[socket.socket, socket.socket, IO[bytes]]]:
+def running(isa: str, places: Places, hardware: Hardware) -> Iterator[tuple[socket.socket, socket.socket, IO[bytes]]]:
     """A machine that runs: its agent, its monitor, and the file that its console goes to. Killed in the end.
 
     For the main thread: the kernel ends the machine when the thread ends that started it.
@@ -96,7 +103,7 @@ def running(isa: str, places: Places, cpu: str = "") -> Iterator[tuple[socket.so
         monitor, monitor_there = map(opened.enter_context, socket.socketpair())
         theirs = (agent_there.fileno(), monitor_there.fileno())
         process = subprocess.Popen(
-            qemu(isa, places, cpu=cpu, agent=theirs[0], monitor=theirs[1]),
+            qemu(isa, places, hardware, agent=theirs[0], monitor=theirs[1]),
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,

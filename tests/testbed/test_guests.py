@@ -17,7 +17,7 @@ from tests.nodes import DEADLINE, open_nodes, start_cache
 from tests.programs import Programs
 from tests.testbed import pattern
 from tests.testbed.guest import ROOT, Command, Guest, guest
-from tests.testbed.machine import HOST, ISAS
+from tests.testbed.machine import HOST, ISAS, Hardware
 
 pytestmark = pytest.mark.t3
 
@@ -38,10 +38,10 @@ BOOT = """
 import signal
 from pathlib import Path
 
-from tests.testbed.guest import PLACES
+from tests.testbed.guest import PLACES, USUAL
 from tests.testbed.machine import running
 
-with running("amd64", PLACES):
+with running("amd64", PLACES, USUAL):
     print(Path("/proc/thread-self/children").read_text(), flush=True)
     signal.pause()
 """
@@ -191,7 +191,7 @@ async def test_a_process_is_dumped_to_its_restore() -> None:
 
 async def test_images_reach_the_host(programs: Programs, make_node_dir: Callable[[], Path], tmp_path: Path) -> None:
     """`criu dump` and the proxy in a guest, the cache here. The guest's CPU is one that any host's can stand in for."""
-    async with guest("amd64", cpu="Nehalem") as vm, open_nodes(programs, make_node_dir) as nodes:
+    async with guest("amd64", Hardware(cpu="Nehalem")) as vm, open_nodes(programs, make_node_dir) as nodes:
         host = await nodes.make()
         cache = await start_cache(host)
         process = Patterned(vm)
