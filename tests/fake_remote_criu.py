@@ -206,20 +206,38 @@ def given(words: Sequence[str], *names: str) -> list[str]:
     return [words[index + 1] for index, word in enumerate(words) if word in names]
 
 
-async def _step(criu: RemoteCriu, step: str, held: list[object]) -> None:
+async def _step(criu: RemoteCriu, step: str, held: list[FdStream]) -> None:
     """Do one step; what it leaves open goes to `held`."""
     action, _, rest = step.partition(":")
     name, _, size = rest.partition(":")
     match action:
         case "push":
             await criu.push()
-        case "ids":
-            print("ids", *await criu.ids(), flush=True)
         case "image":
             await criu.image(name, body(name, int(size) if size else None))
-        case "half":  # of an image, which stays open
-            held.append(stream := await criu.open(name))
-            await stream.send_all(body(name))
+        case "now":  # without a thread or a checkpoint: fast
+            criu.image_now(name, body(name))
+        case "half":  # of an image, which stays open until `whole`
+            held.append(await criu.open(name))
+            await held[-1].send_all(body(name))
+        case "whole":
+            for stream in held:
+                await stream.aclose()
+        case "connect":  # and say nothing
+            held.append(FdStream((await criu.ask(b"")).detach()))
+        case "finish":
+            await criu.finish()
+        case "hold":  # until it gets a line
+            print("holds", flush=True)
+            await trio.to_thread.run_sync(sys.stdin.readline)
+        case _:
+            await _read(criu, action, name, held)
+
+
+async def _read(criu: RemoteCriu, action: str, name: str, held: list[FdStream]) -> None:
+    match action:
+        case "ids":
+            print("ids", *await criu.ids(), flush=True)
         case "read":
             print("read", len(await criu.read(name) or b""), flush=True)
         case "halfread":
@@ -227,15 +245,8 @@ async def _step(criu: RemoteCriu, step: str, held: list[object]) -> None:
             assert opened is not None
             held.append(opened)
             print("halfread", len(await opened.receive_some(10)), flush=True)
-        case "connect":  # and say nothing
-            held.append(await criu.ask(b""))
-        case "finish":
-            await criu.finish()
-        case "hold":
-            print("holds", flush=True)
-            await trio.to_thread.run_sync(sys.stdin.read)
         case _:
-            raise ValueError(step)
+            raise ValueError(action)
 
 
 async def _main(words: Sequence[str]) -> None:
@@ -244,7 +255,7 @@ async def _main(words: Sequence[str]) -> None:
     socket_directory = Path(given(words, "--in")[-1])
     variant = "nopipe" if "--nopipe" in words else "pipe"
     criu = RemoteCriu(CACHE if command == "restore" else PROXY, socket_directory, snapshot, variant)
-    held: list[object] = []
+    held: list[FdStream] = []
     for step in steps:
         await _step(criu, step, held)
 

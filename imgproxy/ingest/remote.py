@@ -54,8 +54,10 @@ class _Run:
 
     process: ProcessId | None  #: None where it cannot be seen
     snapshot: str
+    images: set[str] = field(default_factory=set)  #: names of those that have begun
     open_images: int = 0
     last_seen: bool = False
+    spoiled: bool = False  #: an image was not taken to its end, which CRIU need not know
     dumps: bool = False  #: it is known not to be a pre-dump
     announced: bool = False  #: it runs our action script, which ends the tree
     settled: trio.Event = field(default_factory=trio.Event)  #: CRIU has ended, and it is known what that means
@@ -71,7 +73,7 @@ class _Run:
 
     @property
     def whole(self) -> bool:
-        return self.last_seen and not self.open_images
+        return self.last_seen and not self.open_images and not self.spoiled
 
 
 @dataclass(eq=False)
@@ -113,6 +115,8 @@ class RemoteIngest:
         self._is_announced: Callable[[int], bool] = lambda _pid: False
         self._unheard: set[_Connection] = set()
         self._latest: dict[int, _Connection] = {}
+        self._following: set[int] = set()  # CRIUs that wait until the one before has ended
+        self._strangers: set[int] = set()  # CRIUs that were refused, and do not know: they go on
         self._sent: dict[tuple[str, str], SentImage] = {}
         self._finished = False
         self.ended_well = False  #: its end may be taken for its success, without a word of its action script
@@ -131,7 +135,7 @@ class RemoteIngest:
 
     async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
         """Take pre-dumps and a dump, return at its end. Others are turned away."""
-        self._is_announced = is_announced
+        self._is_announced, self._listener = is_announced, listener
         async with flat_nursery() as nursery:
             nursery.start_soon(self._listen, listener)
             await self._changes.wait_until(lambda: self._finished)
@@ -180,7 +184,9 @@ class RemoteIngest:
             connection.before = None
         match event:
             case SnapshotPushed(snapshot):
-                await self._begin(client.peer.pid, snapshot, nursery)
+                await self._pushed(client.peer.pid, snapshot, nursery)
+            case _ if client.peer.pid and client.peer.pid in self._strangers:
+                raise RemoteProtocolError("it is of a criu that was refused")
             case ImageWritten():
                 await self._take_image(connection, event)
             case _:
@@ -194,8 +200,14 @@ class RemoteIngest:
             case ImageWanted(name, snapshot):
                 await self._show(client, self._sent.get((snapshot, name)))
             case Finished():
+                self._check_end(client.peer.pid)
                 await self._changes.wait_until(lambda: all(one.silent for one in self._unheard))
                 self._finished = True
+
+    def _check_end(self, criu: int) -> None:
+        """Nobody but the CRIU that dumps may end it."""
+        if self._run is not None and criu != self._run.criu:
+            raise RemoteProtocolError(f"the end of a dump, but not of that of pid {self._run.criu}")
 
     def _known(self, run: _Run) -> list[str]:
         """What CRIU learns of ids, oldest first. The unmodified one fails at its second pre-dump if that is more than
@@ -208,17 +220,24 @@ class RemoteIngest:
             raise RemoteProtocolError("an image before the id of its snapshot")
         return run
 
+    async def _pushed(self, criu: int, snapshot: str, nursery: trio.Nursery) -> None:
+        """A CRIU that is refused is not told, as a push has no answer: it goes on, and none of it may be taken."""
+        self._strangers.add(criu)
+        await self._begin(criu, snapshot, nursery)
+        self._strangers.discard(criu)
+
     async def _begin(self, criu: int, snapshot: str, nursery: trio.Nursery) -> None:
         """A pre-dump or a dump begins: a round of its own, once the one before is whole or dropped."""
-        while (before := self._run) is not None and not before.settled.is_set():
-            if before.alive and (before.dumps or not before.whole):
+        while (before := self._run) is not None and (before.dumps or not before.whole) and not before.settled.is_set():
+            if before.criu == criu and before.open_images:  # the same one goes on, as RPC may have it
+                await self._changes.wait_until(lambda: not before.open_images)
+                continue
+            if before.alive:
                 raise RemoteProtocolError(
                     f"a second criu (pid {criu}, -D {snapshot}) is refused: pid {before.criu} is not through with "
                     f"{before.snapshot}; start an imgproxy of its own for each migration"
                 )
-            if before.process is None:
-                break
-            await before.settled.wait()
+            await self._follow(criu, before)
         self._run = _Run(_identified(criu), snapshot)
         self._forget(snapshot)
         await self._sender.begin_round(snapshot, self._make_chain())
@@ -226,17 +245,25 @@ class RemoteIngest:
             nursery.start_soon(self._watch, self._run)
         _log.info("round begins", snapshot=snapshot, criu=criu)
 
+    async def _follow(self, criu: int, before: _Run) -> None:
+        self._following.add(criu)
+        self._changes.notify()
+        try:
+            await before.settled.wait()
+        finally:
+            self._following.discard(criu)
+
     def _forget(self, snapshot: str) -> None:
         self._sent = {key: image for key, image in self._sent.items() if key[0] != snapshot}
 
     async def _watch(self, run: _Run) -> None:
         """When its CRIU has ended: was that a pre-dump, a dump that failed, or one that ended without a word?"""
         await watch(run.criu)
-        await self._changes.wait_until(lambda: not run.open_images)
+        await self._changes.wait_until(lambda: self._heard_out and not run.open_images)
         killed = run.whole and run.dumps and not run.announced and await trio.to_thread.run_sync(_is_gone, run.root)
         if run.announced or killed:
             self._finished = True
-        elif run.dumps or not run.whole:
+        elif self._run is run and (run.dumps or not run.whole):
             _log.warning("criu ended before its images were complete: they are dropped", snapshot=run.snapshot)
             await self._sender.drop_round()
             self._forget(run.snapshot)
@@ -244,20 +271,31 @@ class RemoteIngest:
         run.settled.set()
         self._notify()
 
+    @property
+    def _heard_out(self) -> bool:
+        """Whether all is known that anybody has said so far, but by those who wait for the end of the run."""
+        talking = [one for one in self._unheard if not one.silent and one.client.peer.pid not in self._following]
+        return not readable(self._listener) and not talking
+
     async def _take_image(self, connection: _Connection, event: ImageWritten) -> None:
         run = self._of(self._run)
-        if event.snapshot != run.snapshot or event.name in self._sender.images:
+        if event.snapshot != run.snapshot or event.name in run.images:
             raise RemoteProtocolError(f"{event.name} of {event.snapshot}: sent twice, or in the dump of {run.snapshot}")
         if not run.dumps and image_kind(event.name) not in PRE_DUMP_KINDS:
             self._begin_dump(run)
+        run.images.add(event.name)
         run.open_images += 1
         self._heard(connection)
+        taken = False
         try:
             await self._image(connection.client, event.name)
-            self._sent[event.snapshot, event.name] = self._sender.images[event.name]
-            run.last_seen |= event.name == LAST_IMAGE
+            taken = True
         finally:
             run.open_images -= 1
+            run.spoiled |= not taken
+        run.last_seen |= event.name == LAST_IMAGE
+        if event.name in self._sender.images:  # else a transform holds it
+            self._sent[event.snapshot, event.name] = self._sender.images[event.name]
 
     def _begin_dump(self, run: _Run) -> None:
         run.announced = self._is_announced(run.criu)
