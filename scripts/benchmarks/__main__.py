@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import trio
@@ -19,6 +18,7 @@ from scripts.benchmarks.contenders import find_streamer
 from scripts.benchmarks.freeze import freeze
 from scripts.benchmarks.nodes import CommandFailed
 from scripts.benchmarks.rate import rate
+from scripts.benchmarks.remote import NEEDS_ORIGINAL, has_remote, remote
 from scripts.benchmarks.report import Report, write_json
 from scripts.benchmarks.resources import resources
 from scripts.benchmarks.scale import scale
@@ -36,8 +36,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "compress": compress,
     "scale": scale,
     "freeze": freeze,
+    "remote": remote,
 }
 SMALL = {"freeze": 1 << 20}  #: benchmarks whose process has a size of its own
+SIZES = {"remote": 512 << 20}  #: where another size than the usual one is the default
+SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
 
@@ -45,27 +48,38 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
-    parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB)")
+    parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB)")
     parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")
     parser.add_argument("--repeats", type=int, help="trials of each contender (default: 5)")
     parser.add_argument("--quick", action="store_true", help="everything tiny: whether it works, not how fast")
     parser.add_argument("--criu", type=Path, help="the CRIU to use (default: the latest that scripts/setup provides)")
     parser.add_argument("--streamer", help="a criu-image-streamer to compare with (default: a foreign one on PATH)")
+    parser.add_argument("--original", type=Path, help="for remote: a CRIU 3.14 development build that has --remote")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the raw numbers there")
     given = parser.parse_args(arguments)
     for name in given.names:
         if name not in BENCHMARKS:
             parser.error(f"{name}: not one of {', '.join(BENCHMARKS)}")
+    if given.original is None and "remote" in given.names:
+        parser.exit(2, f"bench: remote needs --original PATH, {NEEDS_ORIGINAL}\n")
+    if given.original is not None and not has_remote(given.original):
+        parser.exit(2, f"bench: --original {given.original}: not {NEEDS_ORIGINAL}\n")
+    given.names = given.names or [name for name in BENCHMARKS if name != "remote" or given.original]
     return given
+
+
+def size_of(name: str, given: argparse.Namespace) -> int:
+    """Bytes of memory of the process in this benchmark."""
+    usual = QUICK_SIZE if given.quick else SIZES.get(name, SIZE)
+    return SMALL.get(name, given.size or usual)
 
 
 async def run(given: argparse.Namespace, setting: Setting, console: Console) -> dict[str, Report]:
     """Run what was named, and show each result as it comes."""
-    workload = Workload(given.size or (QUICK_SIZE if given.quick else 1 << 30), compressible=given.compressible)
     reports = {}
-    for name in given.names or BENCHMARKS:
-        work = replace(workload, size=SMALL.get(name, workload.size))
-        reports[name] = await BENCHMARKS[name](setting, work)
+    for name in given.names:
+        workload = Workload(size_of(name, given), compressible=given.compressible)
+        reports[name] = await BENCHMARKS[name](setting, workload)
         reports[name].show(console)
     return reports
 
@@ -90,6 +104,7 @@ def main(arguments: list[str]) -> int:
             repeats=given.repeats or (1 if given.quick else 5),
             quick=given.quick,
             streamer=given.streamer or find_streamer(),
+            original=given.original and given.original.absolute(),
             say=progress.print,
         )
         try:

@@ -39,7 +39,13 @@ class Trip:
     disk: Path
     subjects: list[Subject]
     criu: str
+    note: Path  #: where the wrapper around CRIU writes down when each dump started
     found: dict[str, Any] = field(default_factory=dict)  #: what the contender itself tells, for the record
+
+    @property
+    def dump_started(self) -> float:
+        """When the first dump was started, in seconds since the epoch."""
+        return min(float(line) for line in self.note.read_text().split())
 
     def make(self, name: str, *, on_disk: bool = False) -> Path:
         """A new directory."""

@@ -48,6 +48,12 @@ class Program:
     at_start: Usage = field(default_factory=lambda: Usage(0.0, 0))  #: when it was ready
     ended: Usage | None = None  #: in its whole life
 
+    def note_start(self) -> None:
+        """It is ready: note what it has used until now, and forget its peak so far."""
+        self.pid = _descendant(self.popen.pid)
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        self.at_start = usage(self.pid)
+
     async def wait(self) -> None:
         """Wait for its end. CommandFailed unless it ended well."""
         with trio.fail_after(PATIENCE):
@@ -136,9 +142,7 @@ class Node:
             program = self.start(log, *command, environment={"NOTIFY_SOCKET": path})
             with trio.move_on_after(PATIENCE / 10):
                 await trio.lowlevel.wait_readable(ready)
-                program.pid = _descendant(program.popen.pid)
-                Path(f"/proc/{program.pid}/clear_refs").write_text("5")  # forget the peak so far
-                program.at_start = usage(program.pid)
+                program.note_start()
                 return program
         raise CommandFailed(f"{' '.join(command)}: not ready: {_tail(log)}")
 

@@ -53,12 +53,12 @@ class Subject:
         self._report, self._history = directory / "report", directory / "history"
         self.pid = 0  #: of its root, on its nodes
 
-    async def start(self, node: Node, program: Path) -> None:
-        """Start it and wait until all of its memory is filled."""
+    async def start(self, node: Node, *command: str) -> None:
+        """Start it by this command and wait until all of its memory is filled."""
         work = self.workload
         options = {"report": self._report, "history": self._history}
         numbers = {"size": work.size, "procs": work.procs, "compressible": work.compressible, "pause": work.pause}
-        await node.detach(str(program), *(f"--{name}={value}" for name, value in {**options, **numbers}.items()))
+        await node.detach(*command, *(f"--{name}={value}" for name, value in {**options, **numbers}.items()))
         await self._until("fill its memory", lambda lines: all(line.startswith("run") for line in lines))
         self.pid = self._numbers("pid")[0]
 

@@ -33,7 +33,7 @@ if [[ $1 == dump ]]; then
     {warming}
     echo "$EPOCHREALTIME" >>'{note}'
 fi
-exec '{criu}' "$@"
+exec {criu} "$@"
 """
 
 _numbers = count(1)
@@ -50,7 +50,9 @@ class Setting:
     repeats: int
     quick: bool
     streamer: str | None
+    original: Path | None  #: a CRIU that has --remote
     say: Callable[[str], None]
+    before: tuple[str, ...] = ()  #: words before CRIU and before the process, as in `env NAME=VALUE`
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,11 @@ async def measure(
                 (directory / f"subject{number}").mkdir()
                 await source.set_next_pid(FIRST_PID + number * PIDS_EACH)
                 subjects.append(Subject(directory / f"subject{number}", workload))
-                await subjects[-1].start(source, setting.program)
+                await subjects[-1].start(source, *setting.before, str(setting.program))
             note = directory / "dump-started"
             warm = warming(workload.total * sessions)
-            wrapper = _wrap(setting.criu, directory, note, warm if sessions == 1 else ["true"])
-            trip = Trip(source, destination, directory, disk, subjects, wrapper)
+            wrapper = _wrap([*setting.before, str(setting.criu)], directory, note, warm if sessions == 1 else ["true"])
+            trip = Trip(source, destination, directory, disk, subjects, wrapper, note)
             async with contender.prepared(trip) as move:
                 if sessions > 1:
                     await trio.run_process(warm)
@@ -148,7 +150,7 @@ async def measure(
                 await (around(trip, move) if around else move())
                 for subject in subjects:
                     await subject.wait_running()
-                found = _timed(subjects, note, commanded)
+                found = _timed(subjects, trip.dump_started, commanded)
                 for subject in subjects:
                     await subject.verify(destination)
             return Measurement(**found, found=trip.found)
@@ -159,8 +161,7 @@ async def measure(
             shutil.rmtree(each)
 
 
-def _timed(subjects: Sequence[Subject], note: Path, commanded: float) -> dict[str, float]:
-    started = min(float(line) for line in note.read_text().split())
+def _timed(subjects: Sequence[Subject], started: float, commanded: float) -> dict[str, float]:
     journeys = [journey for subject in subjects for journey in subject.journeys(commanded)]
     return {
         "seconds": max(one.resumed for one in journeys) - started,
@@ -168,9 +169,9 @@ def _timed(subjects: Sequence[Subject], note: Path, commanded: float) -> dict[st
     }
 
 
-def _wrap(criu: Path, directory: Path, note: Path, before: Sequence[str]) -> str:
+def _wrap(criu: Sequence[str], directory: Path, note: Path, before: Sequence[str]) -> str:
     wrapper = directory / "criu"
-    wrapper.write_text(_WRAPPER.format(note=note, criu=criu, warming=shlex.join(before)))
+    wrapper.write_text(_WRAPPER.format(note=note, criu=shlex.join(criu), warming=shlex.join(before)))
     wrapper.chmod(0o755)
     return str(wrapper)
 

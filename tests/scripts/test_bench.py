@@ -3,11 +3,19 @@ benchmark's own business, on a quiet machine.
 """
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from scripts.benchmarks.__main__ import BENCHMARKS, parse, size_of
+from scripts.benchmarks.remote import judged
+from scripts.benchmarks.remote_pairs import held
+from scripts.benchmarks.report import MIB
+from scripts.benchmarks.subject import Workload
+from scripts.benchmarks.trial import Measurement, Series
 
 pytestmark = pytest.mark.t2
 
@@ -75,3 +83,87 @@ def test_an_unknown_benchmark_is_named(repo_root: Path) -> None:
     finished = run_bench(repo_root, "speed")
     assert finished.returncode == 2
     assert "speed: not one of rate, resources" in finished.stderr
+
+
+def test_remote_is_refused_without_an_original_criu(repo_root: Path) -> None:
+    finished = run_bench(repo_root, "remote")
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[-1].startswith("bench: remote needs --original PATH, a CRIU 3.14 ")
+    assert "usage" not in finished.stderr, "it is one line"
+
+
+@pytest.mark.parametrize("other", ["/bin/true", "/nowhere/criu", "/etc/passwd"])
+def test_an_original_without_remote_is_refused(other: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        parse(["--original", other])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err.startswith(f"bench: --original {other}: not a CRIU 3.14 ")
+
+
+def test_remote_is_among_all_where_there_is_an_original(tmp_path: Path) -> None:
+    original = tmp_path / "criu"
+    original.write_text("#!/bin/sh\necho --remote\n")
+    original.chmod(0o755)
+    assert parse(["--original", str(original)]).names == list(BENCHMARKS)
+    assert parse([]).names == [name for name in BENCHMARKS if name != "remote"]
+
+
+def test_sizes() -> None:
+    usual, given, quick = parse([]), parse(["--size", "64MiB"]), parse(["--quick"])
+    assert [size_of("rate", one) // MIB for one in (usual, given, quick)] == [1024, 64, 4]
+    assert [size_of("remote", one) // MIB for one in (usual, given, quick)] == [512, 64, 4]
+    assert [size_of("freeze", one) // MIB for one in (usual, given, quick)] == [1, 1, 1]
+
+
+def moved(name: str, *trials: tuple[float, int, int, int]) -> Series:
+    """Trials of 100 MiB: seconds until restored; MiB of the proxy, the cache, its memfds. When ready each has 10."""
+    found = [
+        {"restored": seconds}
+        | {"proxy_start": 10 * MIB, "proxy_peak": proxy * MIB, "proxy_memfds": 0}
+        | {"cache_start": 10 * MIB, "cache_peak": cache * MIB, "cache_memfds": memfds * MIB}
+        for seconds, proxy, cache, memfds in trials
+    ]
+    return Series(name, Workload(100 * MIB), [Measurement(9.0, 9.0, one) for one in found])
+
+
+def test_figures_of_remote() -> None:
+    original = moved("theirs", (4.0, 111, 112, 0), (5.0, 111, 112, 0), (9.0, 113, 112, 0))
+    fast = moved("fast", (1.0, 12, 40, 101), (2.0, 30, 20, 101), (8.0, 11, 20, 101))
+    slow = moved("slow", (2.5, 74, 63, 101), (2.6, 75, 64, 101), (2.7, 74, 63, 101))
+    report = judged(Workload(100 * MIB), [original, fast, slow])
+    assert report.rows == [
+        ("theirs", "5.000 s", "4.000 s", "9.000 s", "20", "1.00"),
+        ("fast", "2.000 s", "1.000 s", "8.000 s", "50", "2.50"),
+        ("slow", "2.600 s", "2.500 s", "2.700 s", "38", "1.92"),
+    ]
+    assert [(one.what.partition(":")[0], round(one.value, 2), one.reached) for one in report.targets] == [
+        ("fast", 2.5, True),
+        ("fast", 20.0, True),  # its proxy at 30 MiB, 10 of them at start
+        ("fast", 41.0, True),  # its cache at 40 MiB and 101 MiB of images
+        ("slow", 1.92, False),
+        ("slow", 65.0, False),
+        ("slow", 65.0, False),
+    ]
+    assert [(one.limit, one.at_most) for one in report.targets[:3]] == [(2.0, False), (64.0, True), (64.0, True)]
+    assert report.notes[0] == (
+        "theirs: proxy 113.0 MiB resident (10.0 when ready), cache 112.0 MiB (10.0) and 0.0 MiB in memfds"
+    )
+
+
+def test_memory_in_memfds_is_seen() -> None:
+    _, before = held(os.getpid())
+    memfd = os.memfd_create("bench")
+    try:
+        os.write(memfd, bytes(MIB))
+        peak, after = held(os.getpid())
+    finally:
+        os.close(memfd)
+    assert after - before == MIB
+    assert peak > MIB
+
+
+def test_a_program_that_has_ended_holds_nothing() -> None:
+    with subprocess.Popen(["true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        assert held(ended.pid) == (0, 0), "a zombie"
+    assert held(ended.pid) == (0, 0)
