@@ -9,6 +9,7 @@ Nothing of the code under test is used here.
 """
 
 import array
+import hashlib
 import os
 import socket
 import struct
@@ -239,7 +240,8 @@ async def _read(criu: RemoteCriu, action: str, name: str, held: list[FdStream]) 
         case "ids":
             print("ids", *await criu.ids(), flush=True)
         case "read":
-            print("read", len(await criu.read(name) or b""), flush=True)
+            data = await criu.read(name)
+            print("read", name, hashlib.sha256(data).hexdigest() if data is not None else "missing", flush=True)
         case "halfread":
             opened = await criu.open_read(name)
             assert opened is not None

@@ -92,12 +92,15 @@ class _Restore:
         await session.changes.wait_until(lambda: session.servable)
         self._leftovers, self._variant = leftovers, session.store.variant
         with session.reading():
-            async with flat_nursery() as self._nursery:
-                await client.say_snapshots(self.snapshots)
-                client.sock.close()
-                await self.finished.wait()
-                self._nursery.cancel_scope.cancel()
-        self._nursery = None
+            async with flat_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await client.say_snapshots(self.snapshots)
+                    client.sock.close()
+                    await self.finished.wait()
+                finally:
+                    self._nursery = None  # before it closes, and whatever ends it
+                nursery.cancel_scope.cancel()
         session.running()
 
     async def read(self, client: RemoteClient, name: str, snapshot: str) -> None:
@@ -137,7 +140,7 @@ class RemoteRestores:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._restores: dict[int, _Restore] = {}  # by the pid of their CRIU
+        self._restores: list[_Restore] = []
 
     async def take(
         self,
@@ -175,7 +178,7 @@ class RemoteRestores:
                 restore = self._of(client.peer.pid, snapshot)
                 await restore.do(lambda: restore.read(client, image, snapshot))
             case Finished(Finish.RESTORE):
-                self._of(client.peer.pid, "").finished.set()
+                self._ending(client.peer.pid).finished.set()
             case None:
                 return
             case _:
@@ -190,11 +193,12 @@ class RemoteRestores:
             nursery.cancel_scope.cancel()
         if session is None:
             return
-        restore = self._restores[criu] = _Restore(criu, words, session)
+        restore = _Restore(criu, words, session)
+        self._restores.append(restore)
         try:
             await restore.run(client)
         finally:
-            del self._restores[criu]
+            self._restores.remove(restore)
             self._registry.release(session)
 
     async def _explain(self, criu: int, snapshot: str | None) -> None:
@@ -217,12 +221,20 @@ class RemoteRestores:
     def _of(self, pid: int, snapshot: str) -> _Restore:
         """The restore that a connection belongs to: its CRIU's, or that of a task that it restores."""
         for ancestor in proc.ancestors(pid):
-            if ancestor in self._restores:
-                return self._restores[ancestor]
-        for restore in self._restores.values():  # a task in a pid namespace of its own, whose parents cannot be seen
+            for restore in self._restores:
+                if restore.criu == ancestor:
+                    return restore
+        for restore in self._restores:  # a task in a pid namespace of its own, whose parents cannot be seen
             if snapshot in restore.snapshots:
                 return restore
         raise RemoteProtocolError("a local client asks for an image before the list of ids")
+
+    def _ending(self, pid: int) -> _Restore:
+        """The restore whose CRIU (pid 0: it cannot be seen) says that it has ended. Of several only it may know."""
+        found = [restore for restore in self._restores if restore.criu == pid]
+        if len(found) != 1:
+            raise RemoteProtocolError(f"the end of a restore, of {len(found)} that it may be of")
+        return found[0]
 
 
 def _ids(session: Session) -> list[str]:
