@@ -19,6 +19,7 @@ from imgcache.image import Round, StoredImage
 from imgwire.errors import RemoteProtocolError
 from transform.errors import ImageError
 from transform.images.codec import identify, scan
+from transform.images.pagemap import encode_extent
 from transform.images.proto import memory_pb2
 from transform.memory import ADDRESS_LIMIT, PAGE_SIZE, PE_PARENT, PE_PRESENT
 
@@ -193,19 +194,12 @@ def _pages(layer: Layer) -> StoredImage:
 
 def _pagemap(name: str, layer: Layer, arena: Arena) -> StoredImage:
     """The merged pagemap as an image of its own."""
-    data = layer.head + b"".join(_entry(run, layer.wide) for run in layer)
+    data = layer.head + b"".join(
+        encode_extent(run.start, run.length // PAGE_SIZE, run.flags, wide=layer.wide) for run in layer
+    )
     extent = arena.reserve(len(data), None)
     pwrite_all(extent.fd, data, extent.offset)
     image = StoredImage(name)
     image.add(extent)
     image.seal(len(data), None)
     return image
-
-
-def _entry(run: Run, wide: bool) -> bytes:
-    count = run.length // PAGE_SIZE
-    entry = memory_pb2.PagemapEntry(vaddr=run.start, compat_nr_pages=min(count, 0xFFFFFFFF), flags=run.flags)
-    if wide:
-        entry.nr_pages = count
-    raw = entry.SerializeToString()
-    return len(raw).to_bytes(4, "little") + raw

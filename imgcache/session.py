@@ -148,12 +148,10 @@ class Session:
                 self._check_receiving("a patch")
                 self.store.numbered(number).patch(offset, data)
                 self.metrics.patches.inc()
-            case messages.ReadBack(request, number, offset, length):
-                self._say(messages.Reply(request, self.store.numbered(number).read(offset, length)))
+            case messages.ReadBack() | messages.Sync() | messages.CheckCpu():
+                self._ask(message)
             case messages.Restore(options):
                 self.restore_options = options
-            case messages.CheckCpu():
-                self.cpu_requests.append(message)
             case messages.ImagesComplete():
                 self._check_receiving("the end of the images")
                 self.store.finish(message)
@@ -164,6 +162,15 @@ class Session:
                 self.aborted_by_source(reason)
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a cache")
+
+    def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
+        match question:
+            case messages.ReadBack(request, number, offset, length):
+                self._say(messages.Reply(request, self.store.numbered(number).read(offset, length)))
+            case messages.Sync(request):
+                self._say(messages.Reply(request))
+            case messages.CheckCpu():
+                self.cpu_requests.append(question)
 
     def commit(self) -> None:
         """The source's copy is dead: this one is the process. Told twice it does nothing the second time."""

@@ -114,18 +114,22 @@ async def splice_in(source: int, target: int, size: int) -> int:
             await trio.lowlevel.wait_readable(source)
 
 
-async def splice_all(source: int, pipe: Pipe) -> None:
-    """Move all that comes from the socket `source` into `pipe` until its end, then close the pipe's writer."""
+async def splice_some(source: int, pipe: Pipe, size: int) -> int:
+    """Move up to `size` bytes from the socket `source` into `pipe`, waiting for both; 0 at the end of the stream."""
     while True:
         try:
-            if not os.splice(source, pipe.writer, pipe.size, flags=_NONBLOCK):
-                break
+            return os.splice(source, pipe.writer, min(size, pipe.size), flags=_NONBLOCK)
         except BlockingIOError:
             if pending(source):
                 await trio.lowlevel.wait_writable(pipe.writer)
             else:
                 await trio.lowlevel.wait_readable(source)
-    await trio.lowlevel.checkpoint()
+
+
+async def splice_all(source: int, pipe: Pipe) -> None:
+    """Move all that comes from the socket `source` into `pipe` until its end, then close the pipe's writer."""
+    while await splice_some(source, pipe, pipe.size):
+        await trio.lowlevel.checkpoint()
     pipe.close_writer()
 
 

@@ -1,8 +1,9 @@
 """One `criu dump` on our sockets, from the first connection to the decision where the process goes on."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import trio
 
@@ -10,7 +11,6 @@ from imgnode import systemd
 from imgnode.action_script_file import action_script
 from imgnode.control import serve_control
 from imgnode.nursery import flat_nursery
-from imgnode.unix import linked, listening
 from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.hook import SCRIPT, script_text
 from imgproxy.hook import SOCKET as CONTROL_SOCKET
@@ -19,13 +19,18 @@ from imgproxy.hook import SOCKET as CONTROL_SOCKET
 DUMP_ENDED = "criu dump ended before the hand-over: its log has the reason"
 
 
-class Ingest(Protocol):
-    """A way in which a dump's images come to a socket."""
+Listener = TypeVar("Listener")
 
-    socket: str
+
+class Ingest(Protocol[Listener]):
+    """A way in which a dump's images come."""
+
     begins_with: str
     variant: str
-    started_at: float | None
+
+    @property
+    def started_at(self) -> float | None:
+        """When the first image of the dump came: the tasks are frozen."""
 
     @property
     def criu(self) -> int:
@@ -39,37 +44,37 @@ class Ingest(Protocol):
     def ended_well(self) -> bool:
         """Whether the end of the dump may be taken for its success, without a word of its action script."""
 
-    async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
+    def listening(self, directory: Path) -> AbstractAsyncContextManager[Listener]:
+        """Where CRIU finds us, in its images directory."""
+        ...
+
+    async def accept(self, listener: Listener, is_announced: Callable[[int], bool]) -> None:
         """Take the images of one dump, return at its end."""
 
+    async def finish(self) -> None:
+        """CRIU has written everything: send what has not been sent."""
 
-class DumpCapture:
-    """The sockets and the action script in an images directory, for one dump.
 
-    CRIU finds the images' socket in the other directories `linked`, too.
-    """
+class DumpCapture(Generic[Listener]):
+    """The sockets and the action script in an images directory, for one dump."""
 
-    def __init__(
-        self, directory: Path, ingest: Ingest, handover: Handover, *, hookless: bool, linked: Sequence[Path] = ()
-    ) -> None:
+    def __init__(self, directory: Path, ingest: Ingest[Listener], handover: Handover, *, hookless: bool) -> None:
         self._directory, self._ingest, self._handover, self._hookless = directory, ingest, handover, hookless
-        self._linked = linked
         self.images_complete = False  #: images came by another way, all of them
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take one dump; afterwards the hand-over is committed or aborted."""
-        control, socket = self._directory / CONTROL_SOCKET, self._directory / self._ingest.socket
+        control = self._directory / CONTROL_SOCKET
         script = script_text(str(control), self._ingest.begins_with)
-        async with flat_nursery() as nursery, listening(socket) as listener:
+        async with flat_nursery() as nursery, self._ingest.listening(self._directory) as listener:
             await nursery.start(serve_control, control, self._handover.handle)
             await nursery.start(action_script, self._directory / SCRIPT, script)
-            with linked(socket, self._linked):
-                systemd.notify("READY=1")
-                task_status.started()
-                await self._take(listener)
+            systemd.notify("READY=1")
+            task_status.started()
+            await self._take(listener)
             nursery.cancel_scope.cancel()
 
-    async def _take(self, listener: trio.socket.SocketType) -> None:
+    async def _take(self, listener: Listener) -> None:
         try:
             await self._ingest.accept(listener, self._handover.is_announced)
             await self._conclude()

@@ -171,6 +171,8 @@ def migrate_command(
     tls_cert: given.Cert = None,
     tls_key: given.Key = None,
     insecure: given.Insecure = False,
+    rounds: Annotated[str, typer.Option(help="Pre-dumps: how many at most, or auto: as long as they pay.")] = "0",
+    downtime_target: Annotated[float, typer.Option(help="Seconds frozen that are few enough for --rounds auto.")] = 0.3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     verbose: given.Verbose = 0,
 ) -> None:
@@ -181,6 +183,7 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
+        convergence = await given.convergence(rounds, downtime_target, criu)
         with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
                 dialer=given.dialer(parse_address(to), tls, insecure=insecure),
@@ -193,6 +196,7 @@ def migrate_command(
                 digest_pages=digest_pages,
                 patience=reconnect,
                 need=need,
+                rounds=convergence is not None,
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
@@ -201,7 +205,7 @@ def migrate_command(
             display = choose(as_json)
             try:
                 with _telling_if_stopped(source):
-                    await migrate(source, MigrateConfig(pid, criu, tuple(context.args)), display)
+                    await migrate(source, MigrateConfig(pid, criu, tuple(context.args), convergence), display)
             finally:
                 display.close()
         return _end(source)

@@ -6,19 +6,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import structlog
 import typer
 
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import Wire, parse_size
 from imgnode.journal import Journal
 from imgnode.preflight import check_images_dir
+from imgproxy.convergence import Convergence
 from imgproxy.dialer import Dialer
+from imgproxy.near_live import tracks_changes
 from imgproxy.one_way import OneWay, archive
 from imgproxy.original_wire import OriginalWire
 from imgwire.errors import UsageError
 from transform.chain import Chain
 from transform.errors import OptionError
 from transform.options import transforms
+
+_log = structlog.get_logger()
 
 _CACHE = "Where the images go: HOST:PORT or unix:PATH of an imgcache, fd:IN,OUT to one, or file:PATH to park them."
 
@@ -116,6 +121,20 @@ def rate(text: str | None) -> int | None:
     if value == 0:
         raise UsageError("--limit-rate 0: nothing would ever arrive; write a rate such as 100MB")
     return value
+
+
+async def convergence(rounds: str, target: float, criu: str) -> Convergence | None:
+    """How often to pre-dump; None for not at all, also where the kernel does not track changes, which is said."""
+    if rounds != "auto" and not (rounds.isascii() and rounds.isdigit()):
+        raise UsageError(f"--rounds {rounds}: write auto or a number")
+    if rounds == "0":
+        return None
+    if not await tracks_changes(criu):
+        _log.warning(
+            "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
+        )
+        return None
+    return Convergence(target) if rounds == "auto" else Convergence(0.0, int(rounds))
 
 
 def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, T
 from rich.text import Text
 
 from imgnode.command_line import show_size
+from imgproxy.convergence import RoundFigures
 from imgproxy.session import SourceSession
 from imgproxy.summary import Summary
 from imgwire.states import SessionState
@@ -29,6 +30,10 @@ class Display(ABC):
     @abstractmethod
     def progress(self, done: int, total: int) -> None:
         """`done` bytes of about `total`."""
+
+    @abstractmethod
+    def round(self, figures: RoundFigures, predicted: float | None) -> None:
+        """A pre-dump has ended; `predicted`: seconds that a dump now would freeze the process, if that can be told."""
 
     @abstractmethod
     def summary(self, summary: Summary) -> None:
@@ -64,6 +69,9 @@ class TerminalDisplay(Display):
     def progress(self, done: int, total: int) -> None:
         self._bar.update(self._task, completed=done, total=max(done, total))
 
+    def round(self, figures: RoundFigures, predicted: float | None) -> None:
+        self._console.print(_round_line(figures, predicted), highlight=False)
+
     def summary(self, summary: Summary) -> None:
         self.close()
         _print_lines(summary)
@@ -80,6 +88,9 @@ class LineDisplay(Display):
 
     def progress(self, done: int, total: int) -> None:
         return
+
+    def round(self, figures: RoundFigures, predicted: float | None) -> None:
+        self.phase(_round_line(figures, predicted))
 
     def summary(self, summary: Summary) -> None:
         _print_lines(summary)
@@ -102,6 +113,10 @@ class JsonDisplay(Display):
             self._last = done
             self._print({"event": "progress", "bytes": done, "expected": total})
 
+    def round(self, figures: RoundFigures, predicted: float | None) -> None:
+        seconds = figures.ended - figures.began
+        self._print({"event": "round", "bytes": figures.size, "seconds": seconds, "predicted": predicted})
+
     def summary(self, summary: Summary) -> None:
         self._print(summary.as_dict())
 
@@ -110,6 +125,12 @@ class JsonDisplay(Display):
 
     def _print(self, record: dict[str, object]) -> None:
         print(json.dumps(record), flush=True)
+
+
+def _round_line(figures: RoundFigures, predicted: float | None) -> str:
+    expected = "" if predicted is None else f"; a freeze of {predicted:.3f} s is expected now"
+    seconds = figures.ended - figures.began
+    return f"pre-dump {show_size(figures.size)} in {seconds:.3f} s, {show_size(figures.rate)}/s{expected}"
 
 
 def choose(as_json: bool) -> Display:

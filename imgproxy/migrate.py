@@ -4,7 +4,6 @@ Everything that can be checked is checked before the process is frozen: both nod
 `criu restore` at the destination has started and waits for its images.
 """
 
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +15,14 @@ import trio
 from imgnode import proc
 from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
-from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, problems
 from imgproxy.capture import DUMP_ENDED
+from imgproxy.convergence import Convergence
 from imgproxy.display import Display, follow
 from imgproxy.handover import Decision
 from imgproxy.hook import SCRIPT
+from imgproxy.ingest.rounds import RoundsIngest
+from imgproxy.near_live import Rounds, run_criu
 from imgproxy.session import SourceSession
 from imgproxy.source import CacheView, LinkLost, SessionAborted
 from imgproxy.summary import summarise
@@ -42,6 +43,7 @@ class MigrateConfig:
     pid: int
     criu: str = "criu"
     options: tuple[str, ...] = ()
+    convergence: Convergence | None = None  #: pre-dump as long as it pays; None: one dump
 
 
 def check_process(pid: int) -> int:
@@ -62,8 +64,9 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
         await _check(session, config)
         await _start_restore(session, options.restore)
         nursery.start_soon(follow, session, display)
+        rounds = await _pre_dump(session, config, options.dump, display)
         await nursery.start(session.capture)
-        reason = await _dump(session, config, options.dump)
+        reason = await _dump(session, config, options.dump, rounds)
         await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
         if session.handover.decision is Decision.COMMITTED:
             await _wait_running(session)
@@ -116,33 +119,29 @@ async def _start_restore(session: SourceSession, options: Sequence[str]) -> None
         raise UsageError(f"nothing was frozen: criu restore there did not start within {RESTORE_START:.0f} s")
 
 
-async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence[str]) -> str:
-    """Run criu dump; what its log says if it fails. It is never ended by us: it may hold a frozen process."""
+async def _pre_dump(
+    session: SourceSession, config: MigrateConfig, options: Sequence[str], display: Display
+) -> Rounds | None:
+    """Pre-dump while it pays; the rounds, for the dump to be the last of them."""
+    if config.convergence is None:
+        return None
+    assert isinstance(session.ingest, RoundsIngest)
+    rounds = Rounds(session.ingest, config.criu, config.pid, options)
+    reason = await rounds.pre_dump(config.convergence, session.view, display.round)
+    display.phase(f"dump: {reason}")
+    return rounds
+
+
+async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence[str], rounds: Rounds | None) -> str:
+    """Run criu dump; what its log says if it fails."""
     directory = session.config.directory
-    own = [
-        "--stream",
-        "-D",
-        str(directory),
-        "-t",
-        str(config.pid),
-        "-o",
-        LOG,
-        "--action-script",
-        str(directory / SCRIPT),
-    ]
+    own = ["-o", str(directory / LOG), "--action-script", str(directory / SCRIPT)]
+    streamed = [config.criu, "dump", "--stream", "-D", str(directory), "-t", str(config.pid), *own, *options]
     try:
-        process = await trio.lowlevel.open_process(
-            [config.criu, "dump", *own, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        code = await (rounds.dump(*own) if rounds else run_criu(streamed))
     except OSError as error:
         session.handover.abort(f"{config.criu}: {error.strerror}")
         return ""
-    async with flat_nursery():
-        code = await process.wait()
     if code == 0:
         return ""
     reason = f"{_reason(directory / LOG) or f'exit code {code}'} (its log is kept as {session.config.journal / LOG})"

@@ -9,7 +9,7 @@ go on.
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import trio
 
@@ -70,7 +70,7 @@ async def _no_read_back(image: SentImage, offset: int, length: int) -> bytes:
 class OneWaySession:
     """One checkpoint on its way; `timeout`: seconds that its tasks may stay frozen after the last image.
 
-    `remote`: CRIU dumps with --remote; `linked`, `hookless`: see DumpCapture.
+    `remote`: CRIU dumps with --remote; `linked`, `hookless`: see RemoteIngest, DumpCapture.
     """
 
     def __init__(
@@ -90,15 +90,15 @@ class OneWaySession:
         self.view = CacheView()
         self.sender = ImageSender(out, make_chain(), Compression(compress if out.compresses else "off"))
         changed, insists = self.view.changes.notify, not hookless
-        self.ingest: Ingest = (
-            RemoteIngest(self.sender, make_chain, _no_read_back, changed, insists=insists)
+        self.ingest: Ingest[Any] = (
+            RemoteIngest(self.sender, make_chain, _no_read_back, changed, insists=insists, linked=linked)
             if remote
             else StreamIngest(self.sender, changed, insists=insists)
         )
         self.journal = Journal(str(journal), secrets.token_hex(16))
         policy = HandoverPolicy(timeout=timeout, kills=False)
         self.handover = Handover(self.journal, self.view, policy, self._finish)
-        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=hookless, linked=linked)
+        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=hookless)
 
     async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take the next `criu dump`; afterwards `done` tells whether that worked."""

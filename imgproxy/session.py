@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import structlog
 import trio
@@ -32,6 +33,7 @@ from imgproxy.dialer import CannotConnect, Dialer, Link
 from imgproxy.handover import Decision, Handover, HandoverPolicy, WaitFor
 from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.remote import RemoteIngest
+from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView, RemotePages
@@ -63,6 +65,7 @@ class SourceConfig:
     digest_pages: bool = False
     hookless: bool = False
     remote: bool = False  #: criu runs with --remote, the original one
+    rounds: bool = False  #: pre-dumps and the dump are run by us, their pages come by page server
     incremental: bool = False  #: such a one may learn of the rounds before, and send what has changed
     linked: tuple[Path, ...] = ()  #: other directories in which such a one looks for its socket
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
@@ -102,9 +105,7 @@ class SourceSession:
         self.ingest = self._ingest(make_chain)
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
-        self.dump = DumpCapture(
-            config.directory, self.ingest, self.handover, hookless=config.hookless, linked=config.linked
-        )
+        self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
         self.destination: NodeFacts | None = None
         self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
@@ -161,11 +162,14 @@ class SourceSession:
         await self.view.wait_for(lambda: self.settled)
 
     async def _finish_images(self) -> None:
+        await self.ingest.finish()
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
         await self.sender.finish(self.pages, self.ingest.variant)
 
-    def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest:
+    def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest[Any]:
         insists, changed = not self.config.hookless, self.view.changes.notify
+        if self.config.rounds:
+            return RoundsIngest(self.sender, make_chain, self._sync, self.config.directory)
         if self.config.remote:
             return RemoteIngest(
                 self.sender,
@@ -174,8 +178,13 @@ class SourceSession:
                 changed,
                 insists=insists,
                 incremental=self.config.incremental,
+                linked=self.config.linked,
             )
         return StreamIngest(self.sender, changed, insists=insists)
+
+    async def _sync(self) -> None:
+        """See all that was sent at the cache."""
+        await self.view.ask(self.channel, messages.Sync)
 
     async def _abort_when_cache_does(self, scope: trio.CancelScope) -> None:
         """Images that nobody keeps need not be dumped: CRIU hears of it at its next image, and resumes the tasks."""

@@ -64,7 +64,9 @@ class CacheView:
         self.lost = reason
         self.changes.notify()
 
-    async def ask(self, out: Outgoing, make: Callable[[int], messages.ReadBack | messages.CheckCpu]) -> bytes:
+    async def ask(
+        self, out: Outgoing, make: Callable[[int], messages.ReadBack | messages.CheckCpu | messages.Sync]
+    ) -> bytes:
         """Send the request that `make` makes of a number, wait for its answer's data.
 
         RemoteProtocolError with the cache's words if it was refused.

@@ -158,6 +158,13 @@ class Patch:
 
 
 @dataclass(frozen=True)
+class Sync:
+    """Answer at once: all that was sent before has been processed then."""
+
+    request: int
+
+
+@dataclass(frozen=True)
 class Restore:
     """Run `criu restore` with these options as soon as the images are there."""
 
@@ -220,6 +227,7 @@ ToCache = (
     | EndImage
     | ReadBack
     | Patch
+    | Sync
     | Restore
     | CheckCpu
     | ImagesComplete
@@ -241,6 +249,7 @@ _NAMES: dict[type[Any], str] = {
     EndImage: "end",
     ReadBack: "read",
     Patch: "patch",
+    Sync: "sync",
     Restore: "restore",
     CheckCpu: "cpu",
     ImagesComplete: "complete",

@@ -16,9 +16,12 @@ from imgwire.names import check_image_name
 CHUNK = 1 << 20
 
 
-def find_images(directory: Path) -> list[Path]:
-    """The images in a directory, the inventory last, as in a dump. UsageError if it holds no complete dump."""
-    if (directory / "parent").is_symlink():
+def find_images(directory: Path, *, of_round: bool = False) -> list[Path]:
+    """The images in a directory, the inventory last, as in a dump. UsageError if it holds no complete dump.
+
+    `of_round`: its pages, which may refer to a round before, are elsewhere.
+    """
+    if not of_round and (directory / "parent").is_symlink():
         raise UsageError(f"{directory}: is an incremental dump (it has a parent); only complete ones can be sent")
     images = [path for path in directory.iterdir() if path.name.endswith(".img") and path.is_file()]
     if not any(path.name == LAST_IMAGE for path in images):
@@ -31,9 +34,9 @@ def find_images(directory: Path) -> list[Path]:
     return sorted(images, key=lambda path: (path.name == LAST_IMAGE, path.name))
 
 
-async def send_images(directory: Path, sender: ImageSender) -> None:
+async def send_images(directory: Path, sender: ImageSender, *, of_round: bool = False) -> None:
     """Send every image of the directory."""
-    for path in find_images(directory):
+    for path in find_images(directory, of_round=of_round):
         await _send_image(path, sender)
 
 

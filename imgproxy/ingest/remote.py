@@ -12,8 +12,10 @@ the cache; without it the hand-over begins when all is over here.
 """
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import structlog
 import trio
@@ -26,18 +28,18 @@ from imgnode.proc import ProcessId
 from imgnode.process import watch
 from imgnode.remote_client import RemoteClient, put
 from imgnode.signalling import Changes
-from imgnode.unix import allowed, readable
+from imgnode.unix import allowed, linked, listening, readable
 from imgproxy.ingest.stream import LAST_IMAGE
 from imgproxy.sender import ImageSender, SentImage
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.img_remote import Finished, ImageWanted, ImageWritten, LocalEvent, SnapshotPushed, SnapshotsWanted
-from imgwire.names import image_kind
+from imgwire.names import is_of_pre_dump
 from transform.chain import Chain
 
 SOCKET = "img-proxy.sock"
-#: Images that a pre-dump writes. Any other, and it is a dump.
-PRE_DUMP_KINDS = {"pagemap", "pagemap-shmem", "pages", "inventory", "irmap-cache", "stats-dump"}
+#: Connections that CRIU has made and we have not taken: it has up to eight images open, and does not wait.
+BACKLOG = 128
 
 #: Seconds for a tree that CRIU has killed to be seen dying.
 KILL_TIMEOUT = 2.0
@@ -93,7 +95,6 @@ class _Connection:
 class RemoteIngest:
     """Takes pre-dumps and one dump and gives their images to the sender."""
 
-    socket = SOCKET
     begins_with = "pre-dump"  #: the action of CRIU's that comes first in a dump
 
     def __init__(
@@ -105,11 +106,13 @@ class RemoteIngest:
         *,
         insists: bool = False,
         incremental: bool = False,
+        linked: Sequence[Path] = (),
     ) -> None:
         self._sender, self._make_chain, self._read_back = sender, make_chain, read_back
         self._changed = changed
         self._insists = insists  #: on the action script
         self._incremental = incremental  #: the client may learn of the rounds before
+        self._linked = linked  #: other directories in which it looks for its socket
         self._changes = Changes()
         self._run: _Run | None = None
         self._is_announced: Callable[[int], bool] = lambda _pid: False
@@ -133,6 +136,14 @@ class RemoteIngest:
         """Whether every image of the latest round has been read to its end."""
         return bool(self._run and self._run.whole) and all(one.silent for one in self._unheard)
 
+    @asynccontextmanager
+    async def listening(self, directory: Path) -> AsyncIterator[trio.socket.SocketType]:
+        """CRIU's socket in its images directory, and links to it in others."""
+        path = directory / SOCKET
+        async with listening(path, backlog=BACKLOG) as listener:
+            with linked(path, self._linked):
+                yield listener
+
     async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
         """Take pre-dumps and a dump, return at its end. Others are turned away."""
         self._is_announced, self._listener = is_announced, listener
@@ -144,6 +155,10 @@ class RemoteIngest:
         run = self._run
         if run and run.whole and run.dumps and not run.announced:
             self.ended_well = await trio.to_thread.run_sync(_is_gone, run.root)
+
+    async def finish(self) -> None:
+        """All is sent as it is written."""
+        await trio.lowlevel.checkpoint()
 
     async def _listen(self, listener: trio.socket.SocketType) -> None:
         async with flat_nursery() as nursery:
@@ -281,7 +296,7 @@ class RemoteIngest:
         run = self._of(self._run)
         if event.snapshot != run.snapshot or event.name in run.images:
             raise RemoteProtocolError(f"{event.name} of {event.snapshot}: sent twice, or in the dump of {run.snapshot}")
-        if not run.dumps and image_kind(event.name) not in PRE_DUMP_KINDS:
+        if not run.dumps and not is_of_pre_dump(event.name):
             self._begin_dump(run)
         run.images.add(event.name)
         run.open_images += 1

@@ -6,12 +6,14 @@ announce itself through it is refused before it has dumped anything, and its tas
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import structlog
 import trio
 
 from imgnode.nursery import flat_nursery
-from imgnode.unix import allowed, close_all, peer_credentials, receive_with_fds
+from imgnode.unix import allowed, close_all, listening, peer_credentials, receive_with_fds
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
 from imgwire.img_streamer import Direction, ImgStreamer, PipePassed
@@ -27,7 +29,6 @@ _log = structlog.get_logger()
 class StreamIngest:
     """Takes the images of one dump and gives them to the sender."""
 
-    socket = SOCKET
     begins_with = "pre-stream"  #: the action of CRIU's that comes first
     variant = ""
 
@@ -50,6 +51,10 @@ class StreamIngest:
         """Whether the end of the dump may be taken for its success, without a word of its action script."""
         return self.complete
 
+    def listening(self, directory: Path) -> AbstractAsyncContextManager[trio.socket.SocketType]:
+        """CRIU's socket in its images directory."""
+        return listening(directory / SOCKET)
+
     async def accept(self, listener: trio.socket.SocketType, is_announced: Callable[[int], bool]) -> None:
         """Wait for `criu dump`, take its images, return when it hangs up. Others are turned away."""
         async with flat_nursery() as nursery:
@@ -70,6 +75,10 @@ class StreamIngest:
             with sock:
                 await self._take(sock)
             nursery.cancel_scope.cancel()
+
+    async def finish(self) -> None:
+        """All is sent as it is written."""
+        await trio.lowlevel.checkpoint()
 
     async def _refuse_others(self, listener: trio.socket.SocketType) -> None:
         while True:

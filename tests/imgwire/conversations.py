@@ -48,6 +48,7 @@ to_cache = st.one_of(
     st.builds(messages.EndImage, image=numbers, size=numbers, digest=st.none() | st.binary(min_size=16, max_size=16)),
     st.builds(messages.ReadBack, request=numbers, image=numbers, offset=numbers, length=st.integers(1, 1 << 20)),
     st.builds(messages.Patch, image=numbers, offset=numbers, data=st.binary(min_size=1, max_size=300)),
+    st.builds(messages.Sync, request=numbers),
     st.builds(messages.Restore, options=st.lists(text, max_size=5).map(tuple)),
     st.builds(messages.CheckCpu, request=numbers, cpuinfo=st.binary(max_size=100)),
     st.builds(messages.ImagesComplete, images=numbers, size=numbers, variant=text),

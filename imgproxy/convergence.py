@@ -1,0 +1,59 @@
+"""When to end pre-dumping: each round costs time and network, and pays by making the last one, the freeze, shorter.
+
+What a process changes while a round is under way is what the next one carries. So the freeze of a dump that begins now
+can be foretold: what has been changed since the last round began, at the rate at which the process changed its memory
+between the two rounds before, over the rate at which the last round went. Pure: times and sizes in, a reason to stop
+out.
+"""
+
+from dataclasses import dataclass
+
+#: A round that is not smaller than the one before by this factor shows that there is no progress.
+PROGRESS = 0.75
+#: Rounds by default: if the process changes half of its memory during each, the last one is under a thousandth.
+LIMIT = 10
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """A pre-dump that went well: bytes of its images, when it began and ended (seconds)."""
+
+    size: int
+    began: float
+    ended: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes per second."""
+        return self.size / max(self.ended - self.began, 1e-3)
+
+
+class Convergence:
+    """Rounds so far, and whether another one pays. `target`: seconds that the process may be frozen."""
+
+    def __init__(self, target: float, limit: int = LIMIT) -> None:
+        self.target, self.limit = target, limit
+        self.rounds: list[RoundFigures] = []
+
+    def add(self, figures: RoundFigures) -> None:
+        """Another round has ended."""
+        self.rounds.append(figures)
+
+    def predicted(self, now: float) -> float | None:
+        """Seconds that a dump which begins now would freeze the process; None before two rounds."""
+        if len(self.rounds) < 2:
+            return None
+        before, last = self.rounds[-2:]
+        changing = last.size / max(last.began - before.began, 1e-3)
+        return changing * (now - last.began) / last.rate
+
+    def reason_to_stop(self, now: float) -> str | None:
+        """Why the next one should be the dump itself; None: another pre-dump pays."""
+        predicted = self.predicted(now)
+        if predicted is not None and predicted <= self.target:
+            return f"a freeze of {predicted:.3f} s is expected, {self.target:.3f} s are allowed"
+        if len(self.rounds) >= self.limit:
+            return f"{self.limit} rounds are enough"
+        if len(self.rounds) > 2 and self.rounds[-1].size > PROGRESS * self.rounds[-2].size:
+            return "the rounds do not get smaller: the process changes its memory as fast as it is sent"
+        return None

@@ -1,0 +1,132 @@
+"""A page server for `criu pre-dump` and `criu dump`: the pages of a round, as the images that CRIU would have written.
+
+CRIU connects once for each round and brings, task by task, the extents of its memory: pages, and references to the
+round before. The pages of each are one image, which goes straight on, from CRIU's socket to the link; the extents make
+its pagemap, which follows. CLOSE is answered when the cache holds all of it: a dump kills the process after that.
+
+What the round before has is answered from what was sent in it. After a round that failed nothing may be referred to:
+CRIU's dirty tracking began anew with it.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+import trio
+
+from imgnode.nursery import flat_nursery
+from imgnode.pipes import Pipe, splice_some
+from imgproxy.sender import ImageSender
+from imgwire.errors import RemoteProtocolError
+from imgwire.page_server import PageServerConnection
+from imgwire.page_server_messages import Abandoned, Closing, Extent, PagemapId, PagemapOpened, ParentAsked
+from transform.images.pagemap import PagemapWriter
+
+_log = structlog.get_logger()
+
+
+class _Pagemap:
+    """A pagemap that is open: its extents so far, and the pipe through which its pages go."""
+
+    def __init__(self, pages_id: int) -> None:
+        self.writer = PagemapWriter(pages_id)
+        self.pages = f"pages-{pages_id}.img"
+        self.pipe = Pipe()
+        self.sent = trio.Event()
+
+
+class PageServer:
+    """Takes the rounds of one migration, one after the other, on a listener."""
+
+    def __init__(self, sender: ImageSender, sync: Callable[[], Awaitable[None]]) -> None:
+        self._sender, self._sync = sender, sync
+        self._before: set[PagemapId] = set()  # what the last good round has
+        self._now: dict[PagemapId, _Pagemap] = {}
+        self.whole = False  #: all of this round is at the cache
+        self.began_at: float | None = None  #: when CRIU said the first word of this round
+
+    def begin(self) -> None:
+        """Another round."""
+        self._now, self.whole, self.began_at = {}, False, None
+
+    def end(self, *, good: bool) -> None:
+        """CRIU has ended: whether the next round may refer to this one."""
+        self._before = set(self._now) if good and self.whole else set()
+
+    async def take(self, sock: trio.socket.SocketType) -> None:
+        """Serve one CRIU to its end; what goes wrong, and be it that CRIU does not connect, leaves a failed round."""
+        try:
+            await self._take(sock)
+        except (RemoteProtocolError, ConnectionResetError, BrokenPipeError) as error:
+            _log.warning("a round of pages failed", error=str(error))
+
+    async def _take(self, sock: trio.socket.SocketType) -> None:
+        self.began_at = trio.current_time()
+        connection, current = PageServerConnection(), None
+        try:
+            async with flat_nursery() as nursery:
+                while True:
+                    if current and connection.body_left:
+                        await self._pages(sock, connection, current)
+                        continue
+                    data = await sock.recv(connection.wanted)
+                    for event in connection.receive_data(data) if data else connection.receive_eof():
+                        match event:
+                            case Abandoned(where):
+                                raise RemoteProtocolError(f"criu left {where}")
+                            case ParentAsked(pagemap):
+                                await sock.send(connection.answer_parent(pagemap in self._before))
+                            case PagemapOpened(pagemap, asks):
+                                current = await self._open(pagemap, current, nursery)
+                                if asks:
+                                    await sock.send(connection.answer_open(pagemap in self._before))
+                            case Extent(_, address, pages, flags) if current:
+                                current.writer.add(address, pages, flags)
+                            case Closing(forced):
+                                await self._close(current)
+                                await sock.send(connection.answer_close(0))
+                                await _hang_up(sock, connection, forced=forced)
+                                return
+        finally:
+            for opened in self._now.values():
+                opened.pipe.close()
+
+    async def _pages(self, sock: trio.socket.SocketType, connection: PageServerConnection, pagemap: _Pagemap) -> None:
+        """Move some of the payload that is due."""
+        moved = await splice_some(sock.fileno(), pagemap.pipe, connection.body_left)
+        if not moved:
+            connection.receive_eof()
+            raise RemoteProtocolError(f"criu left in the middle of {pagemap.pages}")
+        connection.body_bypassed(moved)
+        await trio.lowlevel.checkpoint()
+
+    async def _open(self, pagemap: PagemapId, before: _Pagemap | None, nursery: trio.Nursery) -> _Pagemap:
+        await _end(before)
+        opened = self._now[pagemap] = _Pagemap(len(self._now) + 1)
+        nursery.start_soon(self._send, opened)
+        return opened
+
+    async def _send(self, pagemap: _Pagemap) -> None:
+        await self._sender.send_from_pipe(pagemap.pages, pagemap.pipe.reader)
+        pagemap.pipe.close()
+        pagemap.sent.set()
+
+    async def _close(self, last: _Pagemap | None) -> None:
+        """All has come: send the pagemaps, and see it at the cache."""
+        await _end(last)
+        for pagemap, opened in self._now.items():
+            await self._sender.send_whole(pagemap.image_name, opened.writer.encode())
+        await self._sync()
+        self.whole = True
+
+
+async def _hang_up(sock: trio.socket.SocketType, connection: PageServerConnection, *, forced: bool) -> None:
+    """CRIU hangs up once it has our answer, which a reset could take from it; unless it has asked us to do that."""
+    while not forced and (data := await sock.recv(connection.wanted or 1)):
+        connection.receive_data(data)
+
+
+async def _end(pagemap: _Pagemap | None) -> None:
+    """Its pages have all come: see them sent."""
+    if pagemap is not None:
+        pagemap.pipe.close_writer()
+        await pagemap.sent.wait()
