@@ -231,7 +231,7 @@ def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
         if missing:
             found.append(
                 f"destination: its CPU lacks {' '.join(missing)}, which the process may use: "
-                "choose a node that has them, or leave CPUs unchecked"
+                "choose a node that has them"
             )
     return found
 
