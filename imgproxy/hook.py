@@ -77,7 +77,7 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
     except OSError as error:
         return _refuse(str(error))
     if not _held(tree, action, watch):  # writing takes milliseconds: it may have died meanwhile
-        journal.write("aborted", reason="criu died before the tree was killed")
+        _write_aborted(journal, "criu died before the tree was killed")
         return _refuse("criu has let the tasks go: they run on here")
     proc.kill_tree(tree)
     proc.wait_doomed(tree, KILL_TIMEOUT)
@@ -103,9 +103,17 @@ def _held(tree: list[proc.ProcessId], action: Action, watch: CriuWatch) -> bool:
 def _proxy_is_gone(session: Request) -> int:
     """It has given no word, so nothing was decided: the process stays here, and the cache is told."""
     journal = Journal(session["journal"], session["session"])
-    journal.write("aborted", reason="the proxy died before the hand-over")
+    _write_aborted(journal, "the proxy died before the hand-over")
     _recover(journal)
     return _refuse("the proxy died")
+
+
+def _write_aborted(journal: Journal, reason: str) -> None:
+    """So that nobody need look at the tree to know; it says the same."""
+    try:
+        journal.write("aborted", reason=reason)
+    except OSError as error:
+        print(f"imgproxy hook: {error}", file=sys.stderr)
 
 
 def _recover(journal: Journal) -> None:
