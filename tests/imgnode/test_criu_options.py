@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgnode import criu_options
-from imgnode.criu_options import OPTIONS, REFUSED, SHORT, CriuOptions, check_restore, split
+from imgnode.criu_options import OPTIONS, REFUSED, SHORT, CriuOptions, check_restore, split, values_of
 from imgwire.errors import UsageError
 
 pytestmark = pytest.mark.t0
@@ -123,6 +123,25 @@ def test_what_a_remote_may_not_ask(option: str) -> None:
         check_restore([option])
     with pytest.raises(UsageError):
         check_restore(["--shell-job", option])
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "found"),
+    [
+        (["criu", "dump", "-t", "5"], "tree", ["5"]),
+        (["criu", "dump", "-t5"], "tree", ["5"]),
+        (["criu", "dump", "--tree", "5"], "tree", ["5"]),
+        (["criu", "dump", "--tree=5"], "tree", ["5"]),
+        (["criu", "dump", "-D", "a", "--images-dir=b", "-Dc", "--images-dir", "d"], "images-dir", ["a", "b", "c", "d"]),
+        (["criu", "dump", "--track-mem", "--tree-x=7"], "tree", []),
+        (["criu", "dump", "-t"], "tree", []),
+        (["criu", "restore", "--action-script", "/x/hook", "--remote"], "action-script", ["/x/hook"]),
+        (["criu", "restore", "-D", ""], "images-dir", [""]),
+        ([], "tree", []),
+    ],
+)
+def test_what_a_criu_was_given_for_an_option(words: list[str], name: str, found: list[str]) -> None:
+    assert values_of(words, name) == found
 
 
 def test_tables_agree() -> None:

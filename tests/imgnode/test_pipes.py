@@ -110,6 +110,47 @@ async def test_a_pipe_goes_into_a_file_at_any_place(tmp_path: Path) -> None:
     assert path.read_bytes() == b"0123abc789"
 
 
+@pytest.mark.parametrize("before", [b"", b"first "])
+async def test_all_that_comes_on_a_socket_goes_into_a_pipe_until_its_end(before: bytes) -> None:
+    """Also when the pipe is full, and when nothing comes."""
+    data, received = random_bytes(3 * PIPE_SIZE), bytearray()
+    near, far = trio.socket.socketpair()
+    with near, far, filled_pipe(before) as pipe:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipes.splice_all, far.fileno(), pipe)
+            nursery.start_soon(_say_all, near, data)
+            await trio.testing.wait_all_tasks_blocked()
+            assert pipes.pending(pipe.reader) > len(before), "it fills up although nobody reads"
+            while part := await pipes.read_some(pipe.reader, 1 << 20):
+                received += part
+        assert pipe.writer == -1
+    assert received == before + data
+
+
+async def _say_all(sock: trio.socket.SocketType, data: bytes) -> None:
+    """Send in two parts, with a silence between, then close."""
+    with sock:
+        stream = trio.SocketStream(sock)
+        await stream.send_all(data[: PIPE_SIZE // 2])
+        await trio.testing.wait_all_tasks_blocked()
+        await stream.send_all(data[PIPE_SIZE // 2 :])
+
+
+async def test_a_file_goes_into_a_socket_from_any_place(tmp_path: Path) -> None:
+    data = random_bytes(3 << 20)
+    (tmp_path / "file").write_bytes(data)
+    received = bytearray()
+    near, far = trio.socket.socketpair()
+    with near, far, (tmp_path / "file").open("rb") as file:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pipes.send_file, file.fileno(), 1000, len(data) - 2000, near.fileno())
+            while len(received) < len(data) - 2000:
+                received += await far.recv(1 << 16)
+        assert received == data[1000:-1000]
+        with pytest.raises(BrokenPipeError, match="5 bytes less than announced"):
+            await pipes.send_file(file.fileno(), len(data) - 5, 10, near.fileno())
+
+
 async def test_reading_and_writing_wait() -> None:
     data = random_bytes(3 << 20)
     received = bytearray()

@@ -171,6 +171,26 @@ def test_tree_sees_children_of_threads(start: Start) -> None:
     proc.wait_dead(found, 5)
 
 
+def test_ancestors_of_a_child_and_of_nobody(start: Start) -> None:
+    child = start("")
+    found = proc.ancestors(child.pid)
+    assert found[:3] == [child.pid, os.getpid(), os.getppid()] and found[-1] == 1
+    child.kill()
+    child.wait(10)
+    assert proc.ancestors(child.pid) == [child.pid]
+    assert proc.ancestors(0) == []
+
+
+def test_command_line(start: Start) -> None:
+    child = start("")
+    words = proc.command_line(child.pid)
+    assert words[:2] == [sys.executable, "-c"] and len(words) == 3 and "stdin" in words[2]
+    child.kill()
+    child.wait(10)
+    with pytest.raises(ProcessLookupError):
+        proc.command_line(child.pid)
+
+
 def test_kill_tree_kills_the_stopped_and_ignores_the_dead(start: Start) -> None:
     stopped, dead = start(""), start("")
     ids = [proc.identify(child.pid) for child in (dead, stopped)]

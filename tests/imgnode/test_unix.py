@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgnode.unix import PeerCredentials, allowed, close_all, listening, peer_credentials, receive_with_fds
+from imgnode.unix import (
+    PeerCredentials,
+    allowed,
+    close_all,
+    linked,
+    listening,
+    peer_credentials,
+    readable,
+    receive_with_fds,
+)
 from imgwire.errors import UsageError
 
 pytestmark = pytest.mark.t1
@@ -195,3 +204,53 @@ async def test_the_end_has_no_descriptors() -> None:
     near.close()
     with far:
         assert await receive_with_fds(far, 10) == (b"", [])
+
+
+async def test_a_socket_is_found_in_other_directories(node_dir: Path) -> None:
+    others = [node_dir / name for name in ("one", "two")]
+    for other in others:
+        other.mkdir()
+    (others[1] / "s.sock").symlink_to("/nowhere")  # as a killed program leaves it
+    async with listening(node_dir / "s.sock") as listener:
+        with linked(node_dir / "s.sock", others):
+            for other in others:
+                stream = await trio.open_unix_socket(other / "s.sock")
+                peer, _ = await listener.accept()
+                peer.close()
+                await stream.aclose()
+        assert not any(list(other.iterdir()) for other in others)
+
+
+@pytest.mark.parametrize("there", ["file", "directory", "socket", "nothing"])
+def test_a_link_takes_nobodys_place(node_dir: Path, there: str) -> None:
+    """It says which one, and leaves none of those that it made before."""
+    free, taken = node_dir / "free", node_dir / "taken"
+    free.mkdir()
+    if there != "nothing":
+        taken.mkdir()
+    match there:
+        case "file":
+            (taken / "s.sock").write_text("mine")
+        case "directory":
+            (taken / "s.sock").mkdir()
+        case "socket":
+            leave_stale(taken / "s.sock")
+    with (
+        pytest.raises(UsageError, match=f"{taken}/s.sock: .*; use another directory"),
+        linked(node_dir / "s.sock", [free, taken]),
+    ):
+        pytest.fail("linked")
+    assert not list(free.iterdir())
+    assert (taken / "s.sock").exists() is (there != "nothing")
+
+
+async def test_whether_something_has_come_is_known_without_reading_it() -> None:
+    near, far = trio.socket.socketpair()
+    with near, far:
+        assert not readable(far)
+        await near.send(b"x")
+        assert readable(far) and readable(far)
+        assert await far.recv(1) == b"x"
+        assert not readable(far)
+        near.close()
+        assert readable(far), "its end is something, too"
