@@ -134,7 +134,7 @@ async def convergence(rounds: str, target: float, criu: str) -> Convergence | No
             "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
         )
         return None
-    return Convergence(target) if rounds == "auto" else Convergence(0.0, int(rounds))
+    return Convergence(target) if rounds == "auto" else Convergence(None, int(rounds))
 
 
 def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:

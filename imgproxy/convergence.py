@@ -29,9 +29,10 @@ class RoundFigures:
 
 
 class Convergence:
-    """Rounds so far, and whether another one pays. `target`: seconds that the process may be frozen."""
+    """Rounds so far, and whether another one pays. `target`: seconds that the process may be frozen; None: `limit`
+    rounds are an order, whether they pay or not."""
 
-    def __init__(self, target: float, limit: int = LIMIT) -> None:
+    def __init__(self, target: float | None, limit: int = LIMIT) -> None:
         self.target, self.limit = target, limit
         self.rounds: list[RoundFigures] = []
 
@@ -44,16 +45,21 @@ class Convergence:
         if len(self.rounds) < 2:
             return None
         before, last = self.rounds[-2:]
+        if not last.size:
+            return 0.0
         changing = last.size / max(last.began - before.began, 1e-3)
         return changing * (now - last.began) / last.rate
 
     def reason_to_stop(self, now: float) -> str | None:
         """Why the next one should be the dump itself; None: another pre-dump pays."""
+        if self.target is not None and (reason := self._reason_by_figures(self.target, now)):
+            return reason
+        return f"{self.limit} rounds are enough" if len(self.rounds) >= self.limit else None
+
+    def _reason_by_figures(self, target: float, now: float) -> str | None:
         predicted = self.predicted(now)
-        if predicted is not None and predicted <= self.target:
-            return f"a freeze of {predicted:.3f} s is expected, {self.target:.3f} s are allowed"
-        if len(self.rounds) >= self.limit:
-            return f"{self.limit} rounds are enough"
+        if predicted is not None and predicted <= target:
+            return f"a freeze of {predicted:.3f} s is expected, {target:.3f} s are allowed"
         if len(self.rounds) > 2 and self.rounds[-1].size > PROGRESS * self.rounds[-2].size:
             return "the rounds do not get smaller: the process changes its memory as fast as it is sent"
         return None
