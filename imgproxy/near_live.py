@@ -88,7 +88,8 @@ class Rounds:
         if good:
             return RoundFigures(size, began, trio.current_time())
         reason = cause(log.read_text(errors="replace")) if log.exists() else None
-        _log.warning("a pre-dump failed: everything is dumped at once", reason=reason or f"exit code {code}")
+        reason = reason or (f"exit code {code}" if code else "not all of its pages came")
+        _log.warning("a pre-dump failed: everything is dumped at once", reason=reason)
         return "a pre-dump failed"
 
     async def dump(self, *options: str) -> int:

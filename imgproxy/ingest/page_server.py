@@ -33,6 +33,11 @@ class _Pagemap:
         self.pipe = Pipe()
         self.sent = trio.Event()
 
+    def end(self) -> None:
+        """Nothing more comes of its pages."""
+        if self.pipe.writer >= 0:
+            self.pipe.close_writer()
+
 
 class PageServer:
     """Takes the rounds of one migration, one after the other, on a listener."""
@@ -42,7 +47,7 @@ class PageServer:
         self._before: set[PagemapId] = set()  # what the last good round has
         self._now: dict[PagemapId, _Pagemap] = {}
         self.whole = False  #: all of this round is at the cache
-        self.began_at: float | None = None  #: when CRIU said the first word of this round
+        self.began_at: float | None = None  #: when this round's CRIU began
 
     def begin(self) -> None:
         """Another round."""
@@ -53,42 +58,46 @@ class PageServer:
         self._before = set(self._now) if good and self.whole else set()
 
     async def take(self, sock: trio.socket.SocketType) -> None:
-        """Serve one CRIU to its end; what goes wrong, and be it that CRIU does not connect, leaves a failed round."""
-        try:
-            await self._take(sock)
-        except (RemoteProtocolError, ConnectionResetError, BrokenPipeError) as error:
-            _log.warning("a round of pages failed", error=str(error))
-
-    async def _take(self, sock: trio.socket.SocketType) -> None:
-        self.began_at = trio.current_time()
-        connection, current = PageServerConnection(), None
+        """Serve one CRIU, and hang up: it must not wait for us, whatever has become of us, with frozen tasks. What it
+        does wrong, and be it that it does not connect, leaves a failed round, whose images have all ended."""
         try:
             async with flat_nursery() as nursery:
-                while True:
-                    if current and connection.body_left:
-                        await self._pages(sock, connection, current)
-                        continue
-                    data = await sock.recv(connection.wanted)
-                    for event in connection.receive_data(data) if data else connection.receive_eof():
-                        match event:
-                            case Abandoned(where):
-                                raise RemoteProtocolError(f"criu left {where}")
-                            case ParentAsked(pagemap):
-                                await sock.send(connection.answer_parent(pagemap in self._before))
-                            case PagemapOpened(pagemap, asks):
-                                current = await self._open(pagemap, current, nursery)
-                                if asks:
-                                    await sock.send(connection.answer_open(pagemap in self._before))
-                            case Extent(_, address, pages, flags) if current:
-                                current.writer.add(address, pages, flags)
-                            case Closing(forced):
-                                await self._close(current)
-                                await sock.send(connection.answer_close(0))
-                                await _hang_up(sock, connection, forced=forced)
-                                return
+                with sock:
+                    try:
+                        await self._serve(sock, nursery)
+                    except (RemoteProtocolError, ConnectionResetError, BrokenPipeError) as error:
+                        _log.warning("a round of pages failed", error=str(error))
+                        for opened in self._now.values():
+                            opened.end()
         finally:
             for opened in self._now.values():
                 opened.pipe.close()
+
+    async def _serve(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        self.began_at = trio.current_time()
+        connection, current = PageServerConnection(), None
+        while True:
+            if current and connection.body_left:
+                await self._pages(sock, connection, current)
+                continue
+            data = await sock.recv(connection.wanted)
+            for event in connection.receive_data(data) if data else connection.receive_eof():
+                match event:
+                    case Abandoned(where):
+                        raise RemoteProtocolError(f"criu left {where}")
+                    case ParentAsked(pagemap):
+                        await sock.send(connection.answer_parent(pagemap in self._before))
+                    case PagemapOpened(pagemap, asks):
+                        current = await self._open(pagemap, current, nursery)
+                        if asks:
+                            await sock.send(connection.answer_open(pagemap in self._before))
+                    case Extent(_, address, pages, flags) if current:
+                        current.writer.add(address, pages, flags)
+                    case Closing(forced):
+                        await self._close(current)
+                        await sock.send(connection.answer_close(0))
+                        await _hang_up(sock, connection, forced=forced)
+                        return
 
     async def _pages(self, sock: trio.socket.SocketType, connection: PageServerConnection, pagemap: _Pagemap) -> None:
         """Move some of the payload that is due."""
@@ -128,5 +137,5 @@ async def _hang_up(sock: trio.socket.SocketType, connection: PageServerConnectio
 async def _end(pagemap: _Pagemap | None) -> None:
     """Its pages have all come: see them sent."""
     if pagemap is not None:
-        pagemap.pipe.close_writer()
+        pagemap.end()
         await pagemap.sent.wait()

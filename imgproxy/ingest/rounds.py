@@ -14,6 +14,7 @@ import trio
 from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.page_server import PageServer
 from imgproxy.sender import ImageSender
+from imgwire.errors import RemoteProtocolError
 from transform.chain import Chain
 
 
@@ -46,7 +47,7 @@ class RoundsIngest:
 
     @property
     def started_at(self) -> float | None:
-        """When CRIU brought the first page of this round."""
+        """When the CRIU of this round began."""
         return self.server.began_at
 
     @property
@@ -92,6 +93,8 @@ class RoundsIngest:
         await self._over.wait()
 
     async def finish(self) -> None:
-        """The dump has written its files: send them."""
+        """The dump has written its files: send them. RemoteProtocolError unless its pages have come before."""
+        if not self.server.whole:
+            raise RemoteProtocolError("criu dump has not brought its pages to our page server")
         await send_images(self.directory, self._sender, of_round=True)
         self._files_sent = True
