@@ -3,7 +3,8 @@
 A block tagged `console` is run. Its prompt names the node (`source$`, `destination$`), a trailing `&` puts a program
 into the background, `wait` waits for those of its node (`kill -KILL %1` kills the first), the lines below a command
 are what it prints, `...` standing for anything. A comment `<!-- nodes -->` (or `<!-- nodes: joined -->`, with a network
-between them) begins a scenario: two fresh nodes, on which all blocks up to the next such comment are run in order.
+between them, or `<!-- nodes: original -->`, where `criu` has the original's `--remote`) begins a scenario: two fresh
+nodes, on which all blocks up to the next such comment are run in order.
 Other tags are not run.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\s*$")
-_NODES = re.compile(r"^<!-- nodes(: joined)? -->$")
+_NODES = re.compile(r"^<!-- nodes(?:: (joined|original))? -->$")
 _PROMPT = re.compile(r"^(source|destination)\$ (.*)$")
 
 
@@ -48,7 +49,7 @@ class Scenario:
     """What is run on two fresh nodes."""
 
     name: str
-    joined: bool
+    kind: str  #: "", "joined" or "original"
     commands: list[Command] = field(default_factory=list)
 
 
@@ -95,7 +96,7 @@ def _scenarios(page: Path) -> list[Scenario]:
     for part in _parts(page):
         if isinstance(part, str):
             if marker := _NODES.match(part):
-                found.append(Scenario(f"{page.stem}-{len(found) + 1}", joined=bool(marker[1])))
+                found.append(Scenario(f"{page.stem}-{len(found) + 1}", marker[1] or ""))
         elif part.tag == "console":
             assert found, f"{page.name}:{part.line}: no <!-- nodes --> before it says where it is run"
             found[-1].commands += _commands(part)

@@ -5,12 +5,13 @@ In the nodes `/run`, `/var/lib` and `/etc` are their own, and `/srv` is a direct
 
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import Command, Scenario, scenarios
+from tests.docs.pages import ROOT, Command, Scenario, scenarios
 from tests.nodes import Node, Nodes, Program, open_nodes
 from tests.programs import Programs
 
@@ -20,6 +21,11 @@ pytestmark = pytest.mark.t2
 READY = {"imgcache": '"event": "ready"', "imgproxy": '"event": "ready"', "criu-image-streamer": "socket-init"}
 
 SCENARIOS = scenarios()
+
+_ORIGINAL = """#!/bin/sh
+export REAL_CRIU='{real}' PYTHONPATH='{root}' TMPDIR='{scratch}'
+exec '{python}' -m tests.original_criu "$@"
+"""
 
 
 class Session:
@@ -110,9 +116,15 @@ async def test_session(
     scenario: Scenario, programs: Programs, make_node_dir: Callable[[], Path], criu_latest: Path
 ) -> None:
     command = make_node_dir() / "criu"  # under the name that the documents use
-    command.symlink_to(criu_latest)
+    if scenario.kind == "original":
+        command.write_text(
+            _ORIGINAL.format(real=criu_latest, root=ROOT, scratch=make_node_dir(), python=sys.executable)
+        )
+        command.chmod(0o755)
+    else:
+        command.symlink_to(criu_latest)
     async with open_nodes(programs, make_node_dir) as nodes:
-        source, destination = await _make(nodes, joined=scenario.joined)
+        source, destination = await _make(nodes, joined=scenario.kind == "joined")
         shared = make_node_dir()
         for node in (source, destination):
             await _prepare(node, shared, command)
