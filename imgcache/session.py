@@ -137,10 +137,7 @@ class Session:
             return
         match message:
             case messages.BeginRound() | messages.DropRound() | messages.OpenImage():
-                rounds = len(self.store.rounds)
-                self.store.arrange(message)
-                if len(self.store.rounds) != rounds:
-                    self.on_news()
+                self._arrange(message)
             case messages.EndImage():
                 image = self.store.end(message)
                 self.metrics.image_bytes.labels("in", image_kind(image.name)).inc(image.size)
@@ -162,6 +159,14 @@ class Session:
                 self.aborted_by_source(reason)
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a cache")
+
+    def _arrange(self, message: messages.BeginRound | messages.DropRound | messages.OpenImage) -> None:
+        rounds, broken = len(self.store.rounds), self.store.broken
+        self.store.arrange(message)
+        if len(self.store.rounds) != rounds:
+            self.on_news()
+        if self.store.broken != broken:
+            self._log.warning("a pre-dump failed: its pages cannot be used", error=self.store.broken)
 
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
         match question:

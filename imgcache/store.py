@@ -8,7 +8,6 @@ touches its bytes. Frames of different images interleave, so an image has an ext
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import structlog
 import trio
 import zstandard
 
@@ -27,9 +26,6 @@ MAX_IMAGES = 200_000
 #: More rounds than make sense; their list of ids still fits what the original client takes.
 MAX_ROUNDS = 1000
 
-_log = structlog.get_logger()
-
-
 class ImageStore:
     """All images of a session, by number (as the link calls them) and by name (as CRIU does).
 
@@ -43,7 +39,7 @@ class ImageStore:
         self.rounds: list[Round] = []
         self._newest = -1  # number of the round that began last, dropped or not
         self._layers: Layers | None = None
-        self._broken = False  #: a pre-dump failed
+        self.broken = ""  #: a pre-dump failed: its pages, or what it refers to, are not all there; says which
         self._checkpoint: dict[str, StoredImage] = {}
         self._by_number: dict[int, StoredImage] = {}
         self._unzip = zstandard.ZstdDecompressor()
@@ -75,7 +71,7 @@ class ImageStore:
         """The checkpoint and the rounds that it refers to, by distinct ids, oldest first. Where a pre-dump failed or
         an id was used again, that is the last round alone, merged."""
         ids = [one.snapshot for one in self.rounds]
-        if not self.rounds or (len(set(ids)) == len(ids) and not self._broken):
+        if not self.rounds or (len(set(ids)) == len(ids) and not self.broken):
             return self.rounds
         return [Round(self.rounds[-1].number, ids[-1], self._checkpoint)]
 
@@ -163,8 +159,7 @@ class ImageStore:
         try:
             self._merge_last()
         except RemoteProtocolError as error:
-            self._broken = True
-            _log.warning("a pre-dump failed, or refers to one that did: its pages cannot be used", error=str(error))
+            self.broken = str(error)
 
     def _merge_last(self) -> "Layers":
         """The last round is whole: merge it with those before."""
