@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from imgcache.session import Attempt, Session
 from imgnode.channel import Channel
@@ -146,6 +147,7 @@ async def test_the_source_is_told_what_happens(node_dir: Path) -> None:
             assert session.store.named("pages-1.img").read(0, 6) == b"ABcdef"
             session.begin(Attempt(0, hooked=True))
             session.restore_failed("no luck")
+            await trio.testing.wait_all_tasks_blocked()  # what it has to say is on its way
             await proxy.drain()
             await session.channel.drain()
             nursery.cancel_scope.cancel()
