@@ -25,6 +25,7 @@ PROXY, CACHE = "img-proxy.sock", "img-cache.sock"
 READ, WRITE, APPEND = 0, 1, 1024
 EXISTS, MISSING = bytes.fromhex("020000000800"), bytes.fromhex("020000000802")
 LIST = "parent"
+CHUNK = 1 << 20
 
 
 def varint(value: int) -> bytes:
@@ -218,6 +219,10 @@ async def _step(criu: RemoteCriu, step: str, held: list[FdStream]) -> None:
             await criu.image(name, body(name, int(size) if size else None))
         case "now":  # without a thread or a checkpoint: fast
             criu.image_now(name, body(name))
+        case "zeros":
+            async with await criu.open(name) as stream:
+                for start in range(0, int(size), CHUNK):
+                    await stream.send_all(bytes(min(CHUNK, int(size) - start)))
         case "half":  # of an image, which stays open until `whole`
             held.append(await criu.open(name))
             await held[-1].send_all(body(name))
@@ -242,6 +247,10 @@ async def _read(criu: RemoteCriu, action: str, name: str, held: list[FdStream]) 
         case "read":
             data = await criu.read(name)
             print("read", name, hashlib.sha256(data).hexdigest() if data is not None else "missing", flush=True)
+        case "count":
+            opened = await criu.open_read(name)
+            assert opened is not None
+            print("count", await counted(opened), flush=True)
         case "halfread":
             opened = await criu.open_read(name)
             assert opened is not None
@@ -249,6 +258,16 @@ async def _read(criu: RemoteCriu, action: str, name: str, held: list[FdStream]) 
             print("halfread", len(await opened.receive_some(10)), flush=True)
         case _:
             raise ValueError(action)
+
+
+async def counted(stream: FdStream) -> int:
+    """How many bytes there are, all zero."""
+    total, zeros = 0, bytes(CHUNK)
+    async with stream:
+        while part := await stream.receive_some(CHUNK):
+            assert part == zeros[: len(part)]
+            total += len(part)
+    return total
 
 
 async def _main(words: Sequence[str]) -> None:

@@ -231,7 +231,8 @@ class RemoteRestores:
 
     def _ending(self, pid: int) -> _Restore:
         """The restore whose CRIU (pid 0: it cannot be seen) says that it has ended. Of several only it may know."""
-        found = [restore for restore in self._restores if restore.criu == pid]
+        pids = proc.ancestors(pid) or [0]
+        found = [restore for restore in self._restores if restore.criu in pids]
         if len(found) != 1:
             raise RemoteProtocolError(f"the end of a restore, of {len(found)} that it may be of")
         return found[0]
