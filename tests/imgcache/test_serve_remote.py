@@ -94,8 +94,11 @@ class Cache:
     def criu(self, snapshot: str, variant: str = "pipe", *, hooked: bool = True, visible: bool = True) -> RemoteCriu:
         """A restore with -D `snapshot`. All connections of this process are its own from now on."""
         words = ["restore", "--remote", "-D", snapshot, *(HOOK if hooked else ())]
-        process = subprocess.Popen(["sh", "-c", "read end", *words], stdin=subprocess.PIPE)
+        lives = ["sh", "-c", "echo; read end", *words]
+        process = subprocess.Popen(lives, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._processes.callback(_end, process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n", "before, its command line may not be seen"
         self._pid = process.pid if visible else 0
         return RemoteCriu(CACHE, self.directory, snapshot, variant)
 
@@ -146,8 +149,9 @@ def _thirds(sock: trio.socket.SocketType) -> Iterator[bytes]:
 def _end(process: "subprocess.Popen[bytes]") -> None:
     process.kill()
     process.wait()
-    assert process.stdin is not None
+    assert process.stdin is not None and process.stdout is not None
     process.stdin.close()
+    process.stdout.close()
 
 
 @pytest.fixture
