@@ -23,8 +23,9 @@ READY = {"imgcache": '"event": "ready"', "imgproxy": '"event": "ready"', "criu-i
 SCENARIOS = scenarios()
 
 _ORIGINAL = """#!/bin/sh
-export REAL_CRIU='{real}' PYTHONPATH='{root}' TMPDIR='{scratch}'
-exec '{python}' -m tests.original_criu "$@"
+verb=$1; shift
+export PYTHONPATH='{root}' TMPDIR='{scratch}'
+exec '{python}' -m tests.remote_shim "$(echo "$verb" | tr -d -)" "$@" --criu '{real}' --scratch "$(mktemp -d)"
 """
 
 
