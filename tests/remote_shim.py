@@ -163,11 +163,23 @@ class Layer:
 
 async def _pass_on(remote: RemoteCriu, name: str, fd: int, nursery: trio.Nursery) -> None:
     """An image that CRIU writes into a pipe whose other end is `fd`. Whatever fails, CRIU finds its pipe closed."""
-    if remote.variant == "nopipe":
-        nursery.start_soon(pump, FdStream(fd), FdStream(await trio.to_thread.run_sync(remote.open_now, name)))
+    try:
+        if remote.variant == "nopipe":
+            target = FdStream(await trio.to_thread.run_sync(remote.open_now, name))
+            nursery.start_soon(_pump_unless_refused, FdStream(fd), target)
+            return
+        with remote.connect(entry(name, remote.snapshot, 1)) as sock:
+            pass_descriptor(sock, os.dup(fd))
+        os.close(fd)
+    except OSError:  # refused
+        os.close(fd)
+
+
+async def _pump_unless_refused(source: FdStream, target: FdStream) -> None:
+    try:
+        await pump(source, target)
+    except trio.BrokenResourceError:
         return
-    with remote.connect(entry(name, remote.snapshot, 1)) as sock:
-        pass_descriptor(sock, fd)
 
 
 async def pre_dump(words: Words) -> int:
