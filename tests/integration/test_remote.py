@@ -3,13 +3,15 @@
 The client is a program of the tests that speaks the original's bytes for a CRIU of today (`tests/remote_shim.py`).
 """
 
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.integration.image_memory import held
 from tests.integration.old_criu import ROOT, Shim
-from tests.nodes import Node, Nodes, Program, assert_runs, dump, restore, start_cache, start_proxy
+from tests.nodes import Node, Nodes, Program, assert_runs, dump, restore, start_cache, start_proxy, until
 from tests.programs.selfcheck import SelfCheck
 
 pytestmark = pytest.mark.t2
@@ -108,12 +110,12 @@ async def test_a_restore_that_fails_can_be_repeated(nodes: Nodes, a: Node, b: No
     proxy = await start_proxy(a, cache.address, "--remote", "--wait-restored")
     dumping = Shim(nodes, a, criu_latest).start("dump", "-t", check.pid, hook="imgproxy-hook")
     await cache.wait_log("complete")
-    proxy.signal(19)  # SIGSTOP: so that it cannot commit
+    proxy.signal(signal.SIGSTOP)  # so that it cannot commit
     first = Shim(nodes, b, criu_latest).start("restore", hook="imgcache-hook")
     await cache.wait_log("restored")
     await first.kill9()
     await cache.wait_log("the restore failed; the images are kept")
-    proxy.signal(18)
+    proxy.signal(signal.SIGCONT)
     second = Shim(nodes, b, criu_latest).start("restore", hook="imgcache-hook")
     assert await second.wait() == 0, second.stderr
     assert await dumping.wait() == 0
@@ -261,6 +263,14 @@ async def hand_over_zeros(a: Node, b: Node, size: int, variant: str, *options: o
     found = await play(b, "restore", "ids", "read:core-7.img", "count:pages-1.img", "finish")
     assert f"count {size}" in found
     await cache.wait_log("running")
+    await until(lambda: held(cache) == 0, "the memory to be given back")
+    assert _anonymous(cache) < 128 << 20, "images are in no memory of its own"
+
+
+def _anonymous(program: Program) -> int:
+    """Bytes of memory that are the program's alone."""
+    status = Path(f"/proc/{program.pid}/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) * 1024
 
 
 @pytest.mark.parametrize("variant", ["pipe", pytest.param("nopipe", marks=pytest.mark.t3)])
