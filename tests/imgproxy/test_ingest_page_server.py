@@ -2,9 +2,10 @@
 
 import struct
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -37,6 +38,8 @@ from transform.images.proto import memory_pb2
 pytestmark = pytest.mark.t1
 
 LAYOUTS = pytest.mark.parametrize("layout", [NARROW, WIDE], ids=["narrow", "wide"])
+Cuts = Sequence[tuple[int | None, int | None]]
+
 BASE = 0x10000000
 PID = 7
 
@@ -433,14 +436,15 @@ class Linked:
 
 
 @asynccontextmanager
-async def linked(place: Path) -> AsyncIterator[Linked]:
+async def linked(place: Path, cuts: Cuts = ()) -> AsyncIterator[Linked]:
+    """On a link whose first connections are cut after so many bytes from either side."""
     (place / "images").mkdir()
     channel = Channel()
     with open_session(place) as session:
         one = Linked(place / "images", channel, session)
         try:
             async with flat_nursery() as nursery:
-                nursery.start_soon(connected, channel, session.channel, one.view, session)
+                nursery.start_soon(partial(connected, channel, session.channel, one.view, session, cuts=cuts))
                 nursery.start_soon(session.run, 60)
                 yield one
                 nursery.cancel_scope.cancel()
@@ -448,11 +452,14 @@ async def linked(place: Path) -> AsyncIterator[Linked]:
             channel.close()
 
 
-@given(st.lists(planned_rounds, min_size=1, max_size=5))
-async def test_the_cache_has_the_memory_whatever_became_of_the_rounds(history: list[PlannedRound]) -> None:
+budgets = st.tuples(st.none() | st.integers(0, 100_000), st.none() | st.integers(0, 1000))
+
+
+@given(st.lists(planned_rounds, min_size=1, max_size=5), st.lists(budgets, max_size=3))
+async def test_the_cache_has_the_memory_whatever_became_of_the_rounds(history: list[PlannedRound], cuts: Cuts) -> None:
     process = Process()
     with tempfile.TemporaryDirectory() as place:
-        async with linked(Path(place)) as one:
+        async with linked(Path(place), cuts) as one:
             for planned in history[:-1]:
                 await one.pre_dump(process, planned)
             await one.dump(process, history[-1])
