@@ -129,6 +129,18 @@ def tracer(pid: int) -> int:
     return int(_field(_read(pid, "status"), "TracerPid"))
 
 
+def traced_by(tracer_pid: int) -> list[ProcessId]:
+    """The processes that `tracer_pid` traces, as CRIU does with all that it has frozen."""
+    found = []
+    for pid in _pids() if tracer_pid else []:
+        try:
+            if tracer(pid) == tracer_pid:
+                found.append(identify(pid))
+        except ProcessLookupError:
+            continue
+    return found
+
+
 def memory_estimate(pid: int) -> int:
     """Bytes of page data that a dump of the tree under `pid` will hold, from smaps_rollup. ProcessLookupError
     if it is gone.

@@ -14,21 +14,18 @@ the cache; without it the hand-over begins when all is over here.
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import structlog
 import trio
 
-from imgnode import proc
-from imgnode.criu_options import values_of
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import Pipe, splice_all, write_all
-from imgnode.proc import ProcessId
 from imgnode.process import watch
 from imgnode.remote_client import RemoteClient, put
 from imgnode.signalling import Changes
 from imgnode.unix import allowed, linked, listening, readable
+from imgproxy.ingest.remote_run import Connection, Run, are_gone, dumped_by, identified
 from imgproxy.ingest.stream import LAST_IMAGE
 from imgproxy.sender import ImageSender, SentImage
 from imgwire.errors import RemoteProtocolError
@@ -41,55 +38,10 @@ SOCKET = "img-proxy.sock"
 #: Connections that CRIU has made and we have not taken: it has up to eight images open, and does not wait.
 BACKLOG = 128
 
-#: Seconds for a tree that CRIU has killed to be seen dying.
-KILL_TIMEOUT = 2.0
-
 #: Reads `length` bytes of a sent image from `offset`, out of the cache.
 ReadBack = Callable[[SentImage, int, int], Awaitable[bytes]]
 
 _log = structlog.get_logger()
-
-
-@dataclass
-class _Run:
-    """One run of CRIU, from its push on."""
-
-    process: ProcessId | None  #: None where it cannot be seen
-    snapshot: str
-    images: set[str] = field(default_factory=set)  #: names of those that have begun
-    open_images: int = 0
-    last_seen: bool = False
-    spoiled: bool = False  #: an image was not taken to its end, which CRIU need not know
-    dumps: bool = False  #: it is known not to be a pre-dump
-    announced: bool = False  #: it runs our action script, which ends the tree
-    settled: trio.Event = field(default_factory=trio.Event)  #: CRIU has ended, and it is known what that means
-    root: ProcessId | None = None  #: of the tree that it dumps, where its command line tells
-
-    @property
-    def criu(self) -> int:
-        return self.process.pid if self.process else 0
-
-    @property
-    def alive(self) -> bool:
-        return self.process is None or proc.is_alive(self.process)
-
-    @property
-    def whole(self) -> bool:
-        return self.last_seen and not self.open_images and not self.spoiled
-
-
-@dataclass(eq=False)
-class _Connection:
-    """A connection until it has said what it wants; `heard` is set when that has been taken note of."""
-
-    client: RemoteClient
-    before: "_Connection | None"  #: the one before from the same process
-    heard: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def silent(self) -> bool:
-        """Whether nothing has come that we have not looked at."""
-        return not self.heard.is_set() and not readable(self.client.sock)
 
 
 class RemoteIngest:
@@ -114,10 +66,10 @@ class RemoteIngest:
         self._incremental = incremental  #: the client may learn of the rounds before
         self._linked = linked  #: other directories in which it looks for its socket
         self._changes = Changes()
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self._is_announced: Callable[[int], bool] = lambda _pid: False
-        self._unheard: set[_Connection] = set()
-        self._latest: dict[int, _Connection] = {}
+        self._unheard: set[Connection] = set()
+        self._latest: dict[int, Connection] = {}
         self._following: set[int] = set()  # CRIUs that wait until the one before has ended
         self._strangers: set[int] = set()  # CRIUs that were refused, and do not know: they go on
         self._sent: dict[tuple[str, str], SentImage] = {}
@@ -154,7 +106,7 @@ class RemoteIngest:
             nursery.cancel_scope.cancel()
         run = self._run
         if run and run.whole and run.dumps and not run.announced:
-            self.ended_well = await trio.to_thread.run_sync(_is_gone, run.root)
+            self.ended_well = await trio.to_thread.run_sync(are_gone, run.tasks)
 
     async def finish(self) -> None:
         """All is sent as it is written."""
@@ -165,12 +117,12 @@ class RemoteIngest:
             while True:
                 sock, _ = await listener.accept()
                 client = RemoteClient(sock)
-                connection = _Connection(client, self._latest.get(client.peer.pid))
+                connection = Connection(client, self._latest.get(client.peer.pid))
                 self._latest[client.peer.pid] = connection
                 self._unheard.add(connection)
                 nursery.start_soon(self._serve, connection, nursery)
 
-    async def _serve(self, connection: _Connection, nursery: trio.Nursery) -> None:
+    async def _serve(self, connection: Connection, nursery: trio.Nursery) -> None:
         """One connection to its end. What its client does wrong ends only this one: CRIU fails by it."""
         client = connection.client
         try:
@@ -183,13 +135,13 @@ class RemoteIngest:
                 del self._latest[client.peer.pid]
             self._heard(connection)
 
-    def _heard(self, connection: _Connection) -> None:
+    def _heard(self, connection: Connection) -> None:
         """What it wants has been taken note of: whoever came after it may go on."""
         self._unheard.discard(connection)
         connection.heard.set()
         self._notify()
 
-    async def _answer(self, connection: _Connection, nursery: trio.Nursery) -> None:
+    async def _answer(self, connection: Connection, nursery: trio.Nursery) -> None:
         client = connection.client
         if not allowed(client.peer):
             raise RemoteProtocolError(f"user {client.peer.uid} may not use it; run criu as the user of imgproxy")
@@ -224,13 +176,13 @@ class RemoteIngest:
         if self._run is not None and criu != self._run.criu:
             raise RemoteProtocolError(f"the end of a dump, but not of that of pid {self._run.criu}")
 
-    def _known(self, run: _Run) -> list[str]:
+    def _known(self, run: Run) -> list[str]:
         """What CRIU learns of ids, oldest first. The unmodified one fails at its second pre-dump if that is more than
         the latest; a mended one takes the one before for the parent, and sends what has changed since."""
         before = dict.fromkeys(snapshot for snapshot, name in self._sent if name == LAST_IMAGE)
         return [*(before if self._incremental else ()), run.snapshot]
 
-    def _of(self, run: _Run | None) -> _Run:
+    def _of(self, run: Run | None) -> Run:
         if run is None:
             raise RemoteProtocolError("an image before the id of its snapshot")
         return run
@@ -253,14 +205,14 @@ class RemoteIngest:
                     f"{before.snapshot}; start an imgproxy of its own for each migration"
                 )
             await self._follow(criu, before)
-        self._run = _Run(_identified(criu), snapshot)
+        self._run = Run(identified(criu), snapshot)
         self._forget(snapshot)
         await self._sender.begin_round(snapshot, self._make_chain())
         if criu:
             nursery.start_soon(self._watch, self._run)
         _log.info("round begins", snapshot=snapshot, criu=criu)
 
-    async def _follow(self, criu: int, before: _Run) -> None:
+    async def _follow(self, criu: int, before: Run) -> None:
         self._following.add(criu)
         self._changes.notify()
         try:
@@ -271,11 +223,11 @@ class RemoteIngest:
     def _forget(self, snapshot: str) -> None:
         self._sent = {key: image for key, image in self._sent.items() if key[0] != snapshot}
 
-    async def _watch(self, run: _Run) -> None:
+    async def _watch(self, run: Run) -> None:
         """When its CRIU has ended: was that a pre-dump, a dump that failed, or one that ended without a word?"""
         await watch(run.criu)
         await self._changes.wait_until(lambda: self._heard_out and not run.open_images)
-        killed = run.whole and run.dumps and not run.announced and await trio.to_thread.run_sync(_is_gone, run.root)
+        killed = run.whole and run.dumps and not run.announced and await trio.to_thread.run_sync(are_gone, run.tasks)
         if run.announced or killed:
             self._finished = True
         elif self._run is run and (run.dumps or not run.whole):
@@ -292,17 +244,20 @@ class RemoteIngest:
         talking = [one for one in self._unheard if not one.silent and one.client.peer.pid not in self._following]
         return not readable(self._listener) and not talking
 
-    async def _take_image(self, connection: _Connection, event: ImageWritten) -> None:
+    async def _take_image(self, connection: Connection, event: ImageWritten) -> None:
         run = self._of(self._run)
         if event.snapshot != run.snapshot or event.name in run.images:
             raise RemoteProtocolError(f"{event.name} of {event.snapshot}: sent twice, or in the dump of {run.snapshot}")
-        if not run.dumps and not is_of_pre_dump(event.name):
+        begins = not run.dumps and not is_of_pre_dump(event.name)
+        if begins:
             self._begin_dump(run)
         run.images.add(event.name)
         run.open_images += 1
         self._heard(connection)
         taken = False
         try:
+            if begins and not run.announced:
+                run.tasks = await trio.to_thread.run_sync(dumped_by, run.criu)
             await self._image(connection.client, event.name)
             taken = True
         finally:
@@ -312,7 +267,7 @@ class RemoteIngest:
         if event.name in self._sender.images:  # else a transform holds it
             self._sent[event.snapshot, event.name] = self._sender.images[event.name]
 
-    def _begin_dump(self, run: _Run) -> None:
+    def _begin_dump(self, run: Run) -> None:
         run.announced = self._is_announced(run.criu)
         if self._insists and not run.announced:
             raise RemoteProtocolError(
@@ -321,7 +276,7 @@ class RemoteIngest:
             )
         if not run.announced:
             _log.warning("criu dumps without our action script: it ends the process before the cache has it all")
-        run.dumps, run.root, self.started_at = True, _root(run.criu), trio.current_time()
+        run.dumps, self.started_at = True, trio.current_time()
 
     async def _image(self, client: RemoteClient, name: str) -> None:
         where = await client.body()
@@ -361,29 +316,3 @@ class RemoteIngest:
     def _notify(self) -> None:
         self._changes.notify()
         self._changed()
-
-
-def _identified(pid: int) -> ProcessId | None:
-    try:
-        return proc.identify(pid) if pid else None
-    except ProcessLookupError:
-        raise RemoteProtocolError(f"criu (pid {pid}) has ended already") from None
-
-
-def _root(criu: int) -> ProcessId | None:
-    """The root of the tree that this CRIU was told to dump, by its command line; an RPC client has none."""
-    try:
-        return proc.identify(int(values_of(proc.command_line(criu), "tree")[-1]))
-    except (ProcessLookupError, ValueError, IndexError):
-        return None
-
-
-def _is_gone(root: ProcessId | None) -> bool:
-    """Whether the process that was dumped has been ended, as far as is known. Blocking."""
-    if root is None:
-        return True
-    try:
-        proc.wait_doomed([root], KILL_TIMEOUT)
-    except TimeoutError:
-        return False
-    return True

@@ -20,7 +20,7 @@ from trio.lowlevel import FdStream
 from imgnode.nursery import flat_nursery
 from imgnode.unix import listening
 from imgproxy.compression import Compression
-from imgproxy.ingest import remote
+from imgproxy.ingest import remote_run
 from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.sender import ImageSender, SentImage
 from imgwire.messages import BeginRound, DropRound, EndImage, OpenImage
@@ -541,7 +541,7 @@ async def test_without_our_script_it_ended_well_if_the_tree_is_dead(
     node_dir: Path, fate: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CRIU says the end also when it let the tasks go, as when somebody's own post-dump script has failed."""
-    monkeypatch.setattr(remote, "KILL_TIMEOUT", 0.1)
+    monkeypatch.setattr(remote_run, "KILL_TIMEOUT", 0.1)
     async with capturing(node_dir) as capture:
         root = await trio.lowlevel.open_process(["sleep", "infinity"])
         steps = ["push", "image:core-7.img", "image:inventory.img", "hold", "finish", "hold"]
@@ -574,7 +574,7 @@ async def test_without_our_script_one_that_dies_when_the_tree_is_dead_has_ended_
 async def test_without_our_script_one_that_dies_when_the_tree_lives_is_dropped(
     node_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "KILL_TIMEOUT", 0.1)
+    monkeypatch.setattr(remote_run, "KILL_TIMEOUT", 0.1)
     async with capturing(node_dir) as capture:
         root = await trio.lowlevel.open_process(["sleep", "infinity"])
         steps = ["push", "image:core-7.img", "image:inventory.img", "hold"]
@@ -663,3 +663,21 @@ async def test_an_image_that_a_transform_holds_is_whole(node_dir: Path) -> None:
         await criu.finish()
     assert capture.ingest.ended_well
     assert capture.out.rounds == [("s1", {name: data for name, data in DUMP.items() if name != "core-7.img"})]
+
+
+async def test_the_tasks_of_a_dump_are_those_that_criu_traces() -> None:
+    """Whoever drives it, and whatever its command line says."""
+    task = await trio.lowlevel.open_process(["sleep", "infinity"])
+    tracer = await trio.lowlevel.open_process(
+        ["strace", "-f", "-o", "/dev/null", "-p", str(task.pid)], stderr=subprocess.PIPE
+    )
+    assert tracer.stderr is not None
+    assert b"attached" in await tracer.stderr.receive_some()
+    assert [one.pid for one in remote_run.dumped_by(tracer.pid)] == [task.pid]
+    found = remote_run.dumped_by(tracer.pid)
+    task.kill()
+    await task.wait()
+    await tracer.wait()
+    await tracer.stderr.aclose()
+    assert remote_run.are_gone(found)
+    assert remote_run.dumped_by(tracer.pid) == []
