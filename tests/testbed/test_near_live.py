@@ -56,8 +56,8 @@ class Tree:
 
     async def verify(self) -> None:
         """It runs, once; every byte is right, and what is shared is seen by both."""
-        assert (await self.vm.run("pgrep", "-c", "-x", "memcheck")).stdout == "2\n"
-        assert (await self.vm.run("pgrep", "-c", "-f", "^python3 -S -c")).stdout == "2\n"
+        assert (await self.vm.run("pgrep", "-c", "-r", "R,S,D", "-x", "memcheck")).stdout == "2\n"
+        assert (await self.vm.run("pgrep", "-c", "-r", "R,S,D", "-f", "^python3 -S -c")).stdout == "2\n"
         before = await self._reports()
         counters = await self._counters()
         assert (await self.vm.run("pkill", "-USR1", "-x", "memcheck")).code == 0
