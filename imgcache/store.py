@@ -26,6 +26,7 @@ MAX_IMAGES = 200_000
 #: More rounds than make sense; their list of ids still fits what the original client takes.
 MAX_ROUNDS = 1000
 
+
 class ImageStore:
     """All images of a session, by number (as the link calls them) and by name (as CRIU does).
 

@@ -66,8 +66,8 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
         await _check(session, config)
         await _start_restore(session, options.restore)
         nursery.start_soon(follow, session, display)
-        rounds = await _pre_dump(session, config, options.dump, display)
         await nursery.start(session.capture)
+        rounds = await _pre_dump(session, config, options.dump, display)
         reason = await _dump(session, config, options.dump, rounds)
         await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
         if session.handover.decision is Decision.COMMITTED:

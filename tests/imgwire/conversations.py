@@ -18,6 +18,7 @@ RECORDED_NAMES = ("seccomp.img", "files.img")
 names = st.from_regex(r"\A[A-Za-z0-9_-][A-Za-z0-9._-]{0,40}\Z")
 numbers = st.integers(0, 2**63)
 text = st.text(max_size=60)
+paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 facts = st.dictionaries(text, st.none() | st.booleans() | numbers | text | st.binary(max_size=9), max_size=4)
 
 hellos = st.builds(
@@ -42,7 +43,7 @@ cache_greetings = (
     | st.builds(messages.Resolved, state=text)
 )
 to_cache = st.one_of(
-    st.builds(messages.BeginRound, round=numbers, snapshot=text),
+    st.builds(messages.BeginRound, round=numbers, snapshot=paths),
     st.builds(messages.DropRound, round=numbers),
     st.builds(messages.OpenImage, image=numbers, name=names, digest=st.booleans(), round=numbers),
     st.builds(messages.EndImage, image=numbers, size=numbers, digest=st.none() | st.binary(min_size=16, max_size=16)),

@@ -32,7 +32,7 @@ def test_a_greeting_survives_the_wire(greeting: messages.Greeting) -> None:
 def test_the_strategies_above_make_every_kind() -> None:
     seen: set[type] = set()
 
-    @settings(max_examples=300, derandomize=True, database=None)
+    @settings(max_examples=1000, derandomize=True, database=None)
     @given(st.data())
     def collect(data: st.DataObject) -> None:
         seen.update(type(data.draw(each)) for each in (to_cache, to_proxy, proxy_greetings, cache_greetings))

@@ -164,3 +164,18 @@ async def test_a_dump_that_fails_after_its_rounds(
     assert "sleep 1000 " in a.processes().values()
     assert (await a.run("flock", "--nonblock", node_dir / "lock", "true")).code == 1, "it is locked"
     await assert_nothing_left(a)
+
+
+async def test_a_recovery_leaves_a_migration_alone(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, node_dir: Path
+) -> None:
+    """One that pre-dumps is at work."""
+    check = await nodes.start_memcheck(a)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    command = planned(node_dir, criu_latest, "good", "holds")
+    migrating = start_migrate(a, check.pid, cache.address, command, "--rounds", 3)
+    await until(lambda: told(node_dir, "half-way"), "the second pre-dump")
+    done = await a.run("imgproxy", "recover", "--journal", a.directory / "migrations", "--patience", 1)
+    assert (done.code, done.stdout) == (0, "")
+    assert await migrating.stop() == 128 + 15
+    await check.finish()
