@@ -94,7 +94,7 @@ class Rounds:
 
     async def dump(self, *options: str) -> int:
         """The dump; CRIU's exit code."""
-        await self._ingest.begin()
+        await self._ingest.begin(dump=True)
         try:
             return await self._run("dump", *options)
         finally:

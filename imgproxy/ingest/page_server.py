@@ -47,7 +47,7 @@ class PageServer:
         self._before: set[PagemapId] = set()  # what the last good round has
         self._now: dict[PagemapId, _Pagemap] = {}
         self.whole = False  #: all of this round is at the cache
-        self.began_at: float | None = None  #: when this round's CRIU began
+        self.began_at: float | None = None  #: when CRIU said the first word of this round: the tasks are frozen
 
     def begin(self) -> None:
         """Another round."""
@@ -74,13 +74,13 @@ class PageServer:
                 opened.pipe.close()
 
     async def _serve(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
-        self.began_at = trio.current_time()
         connection, current = PageServerConnection(), None
         while True:
             if current and connection.body_left:
                 await self._pages(sock, connection, current)
                 continue
             data = await sock.recv(connection.wanted)
+            self.began_at = self.began_at or trio.current_time()
             for event in connection.receive_data(data) if data else connection.receive_eof():
                 match event:
                     case Abandoned(where):

@@ -36,6 +36,7 @@ class RoundsIngest:
         self.server = PageServer(sender, sync)
         self._sender, self._make_chain, self._directory = sender, make_chain, directory
         self._count = 0
+        self._dumps = False
         self._last_good: Path | None = None
         self._files_sent = False
         self._over = trio.Event()
@@ -47,8 +48,8 @@ class RoundsIngest:
 
     @property
     def started_at(self) -> float | None:
-        """When the CRIU of this round began."""
-        return self.server.began_at
+        """When the dump brought its first word of pages."""
+        return self.server.began_at if self._dumps else None
 
     @property
     def directory(self) -> Path:
@@ -65,9 +66,10 @@ class RoundsIngest:
         """That of the last good round before."""
         return self._last_good
 
-    async def begin(self) -> None:
-        """Another round."""
+    async def begin(self, *, dump: bool = False) -> None:
+        """Another pre-dump, or the dump."""
         self._count += 1
+        self._dumps = dump
         self.directory.mkdir(mode=0o700)
         self.server.begin()
         await self._sender.begin_round(str(self._count), self._make_chain())
