@@ -17,14 +17,12 @@ from typing import NamedTuple
 from imgcache.arena import Arena, pwrite_all
 from imgcache.image import Round, StoredImage
 from imgwire.errors import RemoteProtocolError
+from imgwire.names import LAST_IMAGE
 from transform.errors import ImageError
 from transform.images.codec import identify, scan
 from transform.images.pagemap import encode_extent
 from transform.images.proto import memory_pb2
 from transform.memory import ADDRESS_LIMIT, PAGE_SIZE, PE_PARENT, PE_PRESENT
-
-#: The last image of every dump: without it there is none.
-LAST_IMAGE = "inventory.img"
 
 
 class MissingPage(Exception):

@@ -27,10 +27,10 @@ from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.frames import MAX_DATA, FrameType, Header
 from imgwire.img_remote_stream import ImageBegun, RemoteStream
 from imgwire.messages import BeginRound, EndImage, Hello, ImagesComplete, OpenImage
-from imgwire.names import is_of_pre_dump
+from imgwire.names import LAST_IMAGE, is_of_pre_dump
 
-#: The last image that a dump writes, and one that every dump has.
-LAST_IMAGE, DUMP_IMAGE = "inventory.img", "pstree.img"
+#: An image that every dump has, and no pre-dump.
+DUMP_IMAGE = "pstree.img"
 #: Connections on which nothing has come yet. An image-proxy says nothing until its dump begins, for hours perhaps.
 MAX_SILENT = 64
 #: Seconds of silence before the kernel asks whether a source is still there, and between three more attempts.

@@ -104,6 +104,8 @@ def run(
     async def main() -> int:
         if to is None or not directory:
             raise UsageError("say where the images go (--to) and where criu dump runs (-D)")
+        if incremental and not remote:
+            raise UsageError("--incremental: only criu --remote is told of earlier rounds; write --remote, too")
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
@@ -171,7 +173,7 @@ def migrate_command(
     tls_cert: given.Cert = None,
     tls_key: given.Key = None,
     insecure: given.Insecure = False,
-    rounds: Annotated[str, typer.Option(help="Pre-dumps: how many at most, or auto: as long as they pay.")] = "0",
+    rounds: Annotated[str, typer.Option(help="Pre-dumps: how many, or auto: as long as they pay.")] = "0",
     downtime_target: Annotated[float, typer.Option(help="Seconds frozen that are few enough for --rounds auto.")] = 0.3,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     verbose: given.Verbose = 0,

@@ -11,6 +11,7 @@ import typer
 
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import Wire, parse_size
+from imgnode.criu import CriuError
 from imgnode.journal import Journal
 from imgnode.preflight import check_images_dir
 from imgproxy.convergence import Convergence
@@ -127,9 +128,13 @@ async def convergence(rounds: str, target: float, criu: str) -> Convergence | No
     """How often to pre-dump; None for not at all, also where the kernel does not track changes, which is said."""
     if rounds != "auto" and not (rounds.isascii() and rounds.isdigit()):
         raise UsageError(f"--rounds {rounds}: write auto or a number")
-    if rounds == "0":
+    if rounds != "auto" and int(rounds) == 0:
         return None
-    if not await tracks_changes(criu):
+    try:
+        tracks = await tracks_changes(criu)
+    except CriuError as error:
+        raise UsageError(str(error)) from error
+    if not tracks:
         _log.warning(
             "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
         )

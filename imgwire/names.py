@@ -18,6 +18,9 @@ MAX_DEFAULT_SESSION_NAME = 29
 #: A snapshot id is a path: PATH_MAX.
 MAX_SNAPSHOT = 4096
 
+#: The last image that a dump or pre-dump writes: without it neither is whole, and nothing can be restored.
+LAST_IMAGE = "inventory.img"
+
 _PRE_DUMP_KINDS = {"pagemap", "pagemap-shmem", "pages", "inventory", "irmap-cache", "stats-dump"}
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 

@@ -15,13 +15,11 @@ import trio
 from imgcache.arena import Extent
 from imgcache.store import ImageStore
 from imgwire.errors import UsageError
+from imgwire.names import LAST_IMAGE
 from imgwire.states import SessionState
 
 if TYPE_CHECKING:  # the drop-in streamer, which has no sessions, need not wait for what they load
     from imgcache.session import Session
-
-#: Nothing can be restored before it is there.
-LAST_IMAGE = "inventory.img"
 
 _READY = (SessionState.COMPLETE, SessionState.RESTORED, SessionState.COMMITTED)
 

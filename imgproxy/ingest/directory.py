@@ -7,10 +7,9 @@ import trio
 
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import Pipe, splice_file
-from imgproxy.ingest.stream import LAST_IMAGE
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError, UsageError
-from imgwire.names import check_image_name
+from imgwire.names import LAST_IMAGE, check_image_name
 
 #: Bytes put into the pipe at a time.
 CHUNK = 1 << 20

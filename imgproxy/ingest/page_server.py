@@ -40,7 +40,7 @@ class _Pagemap:
 
 
 class PageServer:
-    """Takes the rounds of one migration, one after the other, on a listener."""
+    """Takes the rounds of one migration, each on a socket of its own."""
 
     def __init__(self, sender: ImageSender, sync: Callable[[], Awaitable[None]]) -> None:
         self._sender, self._sync = sender, sync

@@ -26,12 +26,11 @@ from imgnode.remote_client import RemoteClient, put
 from imgnode.signalling import Changes
 from imgnode.unix import allowed, linked, listening, readable
 from imgproxy.ingest.remote_run import Connection, Run, are_gone, dumped_by, identified
-from imgproxy.ingest.stream import LAST_IMAGE
 from imgproxy.sender import ImageSender, SentImage
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.img_remote import Finished, ImageWanted, ImageWritten, LocalEvent, SnapshotPushed, SnapshotsWanted
-from imgwire.names import is_of_pre_dump
+from imgwire.names import LAST_IMAGE, is_of_pre_dump
 from transform.chain import Chain
 
 SOCKET = "img-proxy.sock"

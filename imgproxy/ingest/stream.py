@@ -17,11 +17,9 @@ from imgnode.unix import allowed, close_all, listening, peer_credentials, receiv
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
 from imgwire.img_streamer import Direction, ImgStreamer, PipePassed
+from imgwire.names import LAST_IMAGE
 
 SOCKET = "streamer-capture.sock"
-
-#: The last image of every dump.
-LAST_IMAGE = "inventory.img"
 
 _log = structlog.get_logger()
 

@@ -96,7 +96,9 @@ async def test_a_session_is_resumed_by_who_knows_its_id(node_dir: Path) -> None:
         async with cache.dialled() as again:
             await open_session(again, Hello(IDENTITY, "web-1", resume=True))
             session = cache.registry.get(IDENTITY)
-            assert session is not None and session.attached
+            assert session is not None
+            with trio.fail_after(5):  # the answer comes before the connection is in use
+                await session.changes.wait_until(lambda: session.attached)
 
 
 async def test_garbage_ends_only_its_connection(node_dir: Path) -> None:

@@ -14,9 +14,10 @@ import trio.testing
 from imgnode.nursery import flat_nursery
 from imgnode.unix import listening
 from imgproxy.compression import Compression
-from imgproxy.ingest.stream import LAST_IMAGE, StreamIngest
+from imgproxy.ingest.stream import StreamIngest
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
+from imgwire.names import LAST_IMAGE
 from tests.fake_criu import FakeDump, connect_dump, request
 from tests.playbook import MemoryOutgoing, random_bytes
 from transform.chain import Chain
