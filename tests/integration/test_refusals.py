@@ -157,3 +157,13 @@ async def test_a_cache_s_directory_without_room_for_sessions(nodes: Nodes, b: No
     shorter = deep.with_name(deep.name[:-1])
     shorter.mkdir(mode=0o700)
     assert await (await start_cache(b, directory=shorter)).stop() == 0
+
+
+@pytest.mark.parametrize("option", [["--incremental"], ["-W", "/tmp"]])
+async def test_what_only_criu_remote_has(a: Node, b: Node, option: list[str]) -> None:
+    """It would do nothing, and somebody would rely on it."""
+    cache = await start_cache(b)
+    ended = await a.run("imgproxy", "-D", a.directory, "--to", cache.address, *option)
+    assert ended.code == 2
+    assert len(ended.stderr.splitlines()) == 1
+    assert "only criu --remote" in ended.stderr
