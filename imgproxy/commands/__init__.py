@@ -1,0 +1,1 @@
+"""The commands of `imgproxy`, a module each; `imgproxy.cli` puts them together."""
