@@ -19,6 +19,8 @@ from imgnode.pipes import Pipe, splice_to_file
 from imgwire.errors import UsageError
 
 _PAGE = 4096
+#: Bytes of zeroes that can be referred to: more than any process can address. They take no memory.
+_ZEROES = 1 << 56
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -28,7 +30,7 @@ class StoreFull(Exception):
     """No room for more image bytes: memory limit reached and no spool, or the spool is full."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Extent:
     """`length` bytes at `offset` of the file behind `fd`."""
 
@@ -83,6 +85,7 @@ class Arena:
         self._spool = spool
         self._memory = _Backing(os.memfd_create("imgcache", os.MFD_CLOEXEC))
         self._disk: _Backing | None = None
+        self._zeroes = -1
         self._taken = 0
         self._pipe = Pipe()
 
@@ -100,6 +103,17 @@ class Arena:
     def pipe(self) -> Pipe:
         """The pipe through which spliced bytes pass; empty between two frames."""
         return self._pipe
+
+    def zeroes(self, offset: int, length: int) -> Extent:
+        """Zeroes, from `offset` of a file of nothing else: two that follow each other are one extent."""
+        if self._zeroes < 0:
+            self._zeroes = os.memfd_create("imgcache-zeroes", os.MFD_CLOEXEC)
+            os.ftruncate(self._zeroes, _ZEROES)
+        return Extent(self._zeroes, offset, length)
+
+    def owns(self, extent: Extent) -> bool:
+        """Whether its bytes take room here: they are not zeroes, and not those of an archive."""
+        return extent.fd in (self._memory.fd, self._disk.fd if self._disk else -1)
 
     def reserve(self, size: int, after: Extent | None) -> Extent:
         """Where the next `size` bytes go, after the image's last extent if possible. They count from `commit` on.
@@ -137,8 +151,8 @@ class Arena:
 
     def release(self, extent: Extent) -> None:
         """Give the memory of these bytes back; they cannot be read any more. Whole pages only, and only our own."""
-        if extent.fd not in (self._memory.fd, self._disk.fd if self._disk else -1):
-            return  # of an archive: it stays as it is
+        if not self.owns(extent):
+            return
         start = -(-extent.offset // _PAGE) * _PAGE
         end = (extent.offset + extent.length) // _PAGE * _PAGE
         if end > start:
@@ -161,6 +175,9 @@ class Arena:
             if backing is not None and backing.fd >= 0:
                 os.close(backing.fd)
                 backing.fd = -1
+        if self._zeroes >= 0:
+            os.close(self._zeroes)
+            self._zeroes = -1
 
     async def _write(self, target: Extent, write: Callable[[], None]) -> None:
         try:

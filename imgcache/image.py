@@ -1,46 +1,54 @@
-"""One image in the cache, and the images of one round: which bytes of the arena they are. Nothing here moves any."""
+"""One image in the cache, and the images of one round: which bytes of the arena they are. Nothing here moves any.
 
-from bisect import bisect_right
-from collections.abc import Iterator
+An image is the bytes that were sent for it, in order; or it is *composed*: what was sent is its heap, pages that nobody
+had yet, and the image is a list of pages of its own heap and of others'. So the same page may stand in many places, and
+a composed image is never written to: a patch goes into bytes of its own, which take the place of those before.
+"""
+
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import xxhash
 
 from imgcache.arena import Extent, pread_all, pwrite_all
+from imgcache.extents import Extents
 from imgwire.errors import RemoteProtocolError
+
+#: More bytes than any process can address.
+MAX_IMAGE = 1 << 56
 
 
 class StoredImage:
     """One image."""
 
-    def __init__(self, name: str, *, digest: bool = False) -> None:
+    def __init__(self, name: str, *, digest: bool = False, composed: bool = False) -> None:
         self.name = name
-        self.size = 0
         self.sealed = False
         self.released = False  #: some of its memory was given back: it cannot be read again
-        self._extents: list[Extent] = []
-        self._starts: list[int] = []
+        self.composed = composed
+        self.heap = Extents()  #: the bytes that were sent
+        self._content = Extents() if composed else self.heap
         self._digest = xxhash.xxh3_128() if digest else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the image."""
+        return self._content.size
 
     @property
     def digested(self) -> bool:
         """Whether the bytes must pass through user space for their digest."""
         return self._digest is not None
 
-    @property
-    def last_extent(self) -> Extent | None:
-        """The extent that the next bytes may continue."""
-        return self._extents[-1] if self._extents else None
-
     def add(self, extent: Extent) -> None:
-        """The bytes of `extent` follow what the image has."""
-        last = self.last_extent
-        if last and (last.fd, last.offset + last.length) == (extent.fd, extent.offset):
-            self._extents[-1] = Extent(last.fd, last.offset, last.length + extent.length)
-        else:
-            self._extents.append(extent)
-            self._starts.append(self.size)
-        self.size += extent.length
+        """The bytes of `extent` follow what was sent."""
+        self.heap.add(extent)
+
+    def compose(self, extent: Extent) -> None:
+        """The bytes of `extent` follow what the image consists of."""
+        if self.size + extent.length > MAX_IMAGE:
+            raise RemoteProtocolError(f"{self.name}: composed of more bytes than a process can have")
+        self._content.add(extent)
 
     def update_digest(self, data: bytes) -> None:
         """Count `data` into the digest, if there is one."""
@@ -62,16 +70,16 @@ class StoredImage:
 
     def extents(self, offset: int = 0, length: int | None = None) -> Iterator[Extent]:
         """The extents of a range of the image, in order; RemoteProtocolError if it is not all there."""
-        end = self.size if length is None else offset + length
-        if not 0 <= offset <= end <= self.size:
-            raise RemoteProtocolError(f"{self.name}: bytes {offset} to {end} of an image of {self.size}")
-        index = bisect_right(self._starts, offset) - 1
-        while offset < end:
-            extent, start = self._extents[index], self._starts[index]
-            size = min(extent.length - (offset - start), end - offset)
-            yield Extent(extent.fd, extent.offset + offset - start, size)
-            offset += size
-            index += 1
+        return self._range(self._content, offset, self.size - offset if length is None else length)
+
+    def sent(self, offset: int, length: int) -> Iterator[Extent]:
+        """The extents of a range of what was sent; RemoteProtocolError if it is not all there."""
+        return self._range(self.heap, offset, length)
+
+    def _range(self, extents: Extents, offset: int, length: int) -> Iterator[Extent]:
+        if not 0 <= offset <= offset + length <= extents.size:
+            raise RemoteProtocolError(f"{self.name}: bytes {offset} to {offset + length} of an image of {extents.size}")
+        return extents.cut(offset, length)
 
     def read(self, offset: int, length: int) -> bytes:
         """The bytes of a range."""
@@ -79,10 +87,18 @@ class StoredImage:
 
     def replace(self, extent: Extent) -> None:
         """The sealed image has these bytes instead, of any size."""
-        self._extents, self._starts, self.size = [extent], [0], extent.length
+        self.heap = self._content = Extents()
+        self.heap.add(extent)
 
-    def patch(self, offset: int, data: bytes) -> None:
-        """Overwrite a range."""
+    def patch(self, offset: int, data: bytes, reserve: Callable[[int], Extent]) -> None:
+        """Overwrite a range. Bytes that may stand elsewhere too are not touched: others, which `reserve` finds a place
+        for, take theirs here."""
+        if self.composed:
+            self.extents(offset, len(data))
+            target = reserve(len(data))
+            pwrite_all(target.fd, data, target.offset)
+            self._content = self._content.replaced(offset, target)
+            return
         view = memoryview(data)
         for part in self.extents(offset, len(data)):
             pwrite_all(part.fd, view[: part.length], part.offset)

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from imgcache.arena import Arena, pwrite_all
+from imgcache.arena import Arena, Extent, pwrite_all
 from imgcache.image import Round, StoredImage
 from imgwire.errors import RemoteProtocolError
 from imgwire.names import LAST_IMAGE
@@ -104,6 +104,13 @@ class Layers:
         self._last, self._layers = one, {}
         names = [name for name in one.images if name.startswith("pagemap-")]
         self._layers = {name: _layer(one, name, before, layers.get(name)) for name in names}
+
+    def extents(self) -> Iterator[Extent]:
+        """Where the pages of the last round's tasks are, also those of rounds before."""
+        for layer in self._layers.values():
+            for run in layer:
+                if run.pages:
+                    yield from run.pages.extents(run.offset, run.length)
 
     def checkpoint(self, arena: Arena) -> dict[str, StoredImage]:
         """The images of the checkpoint that the rounds make; RemoteProtocolError if the last is no dump."""

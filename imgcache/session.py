@@ -136,14 +136,14 @@ class Session:
         if self.state is SessionState.ABORTED:
             return
         match message:
-            case messages.BeginRound() | messages.DropRound() | messages.OpenImage():
+            case messages.BeginRound() | messages.DropRound() | messages.OpenImage() | messages.Compose():
                 self._arrange(message)
             case messages.EndImage():
                 image = self.store.end(message)
                 self.metrics.image_bytes.labels("in", image_kind(image.name)).inc(image.size)
-            case messages.Patch(number, offset, data):
+            case messages.Patch():
                 self._check_receiving("a patch")
-                self.store.numbered(number).patch(offset, data)
+                self.store.patch(message)
                 self.metrics.patches.inc()
             case messages.ReadBack() | messages.Sync() | messages.CheckCpu():
                 self._ask(message)
@@ -160,7 +160,9 @@ class Session:
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a cache")
 
-    def _arrange(self, message: messages.BeginRound | messages.DropRound | messages.OpenImage) -> None:
+    def _arrange(
+        self, message: messages.BeginRound | messages.DropRound | messages.OpenImage | messages.Compose
+    ) -> None:
         rounds, broken = len(self.store.rounds), self.store.broken
         self.store.arrange(message)
         if len(self.store.rounds) != rounds:
@@ -171,7 +173,7 @@ class Session:
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
         match question:
             case messages.ReadBack(request, number, offset, length):
-                self._say(messages.Reply(request, self.store.numbered(number).read(offset, length)))
+                self._say(messages.Reply(request, self.store.readable(number).read(offset, length)))
             case messages.Sync(request):
                 self._say(messages.Reply(request))
             case messages.CheckCpu():

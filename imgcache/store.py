@@ -3,20 +3,26 @@
 They come in rounds, each a pre-dump or the dump; once complete, those of the last round, with what they need of the
 others, are the checkpoint. An image is a list of extents in the session's arena (or in an archive file); nothing here
 touches its bytes. Frames of different images interleave, so an image has an extent per run of frames of its own.
+
+Rounds without a name are read as one checkpoint only, so what the newest one does not need any more is given back when
+the next begins: memory holds one checkpoint and what has come of another, not the sum of the rounds. A composed image
+may refer to pages that are still needed then, and to those of its own round.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import trio
 import zstandard
 
 from imgcache.arena import Arena, Extent
+from imgcache.extents import Spans
 from imgcache.image import Round, StoredImage
 from imgnode.channel import Payload
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA, Header
-from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
+from imgwire.messages import PAGE, ZEROES, BeginRound, Compose, DropRound, EndImage, ImagesComplete, OpenImage, Patch
+from imgwire.names import is_pages
 
 if TYPE_CHECKING:
     from imgcache.layers import Layers
@@ -43,6 +49,10 @@ class ImageStore:
         self.broken = ""  #: a pre-dump failed: its pages, or what it refers to, are not all there; says which
         self._checkpoint: dict[str, StoredImage] = {}
         self._by_number: dict[int, StoredImage] = {}
+        self._trimmed = 0  # rounds of which only what is needed is kept
+        self._needed = Spans()  # that
+        self._shared = Spans()  # what stands in the checkpoint more than once
+        self._composes = False  # some image is composed
         self._unzip = zstandard.ZstdDecompressor()
 
     def __len__(self) -> int:
@@ -83,8 +93,8 @@ class ImageStore:
         except KeyError:
             raise RemoteProtocolError(f"image number {number} was never opened, or its round was dropped") from None
 
-    def arrange(self, message: BeginRound | DropRound | OpenImage) -> None:
-        """A round or an image begins, or a round is dropped."""
+    def arrange(self, message: BeginRound | DropRound | OpenImage | Compose) -> None:
+        """A round or an image begins or is composed, or a round is dropped."""
         match message:
             case BeginRound():
                 self.begin_round(message)
@@ -92,6 +102,8 @@ class ImageStore:
                 self.drop_round(message)
             case OpenImage():
                 self.open(message)
+            case Compose():
+                self.compose(message)
 
     def begin_round(self, message: BeginRound) -> None:
         """A pre-dump or the dump begins; what came before is whole."""
@@ -103,6 +115,7 @@ class ImageStore:
         if self.rounds:
             self._check_sealed(f"round {message.round} begins")
             self._merge_pre_dump()
+            self._release_superseded()
         self.rounds.append(Round(message.round, message.snapshot))
         self._newest = message.round
         self._checkpoint = self.rounds[-1].images
@@ -112,12 +125,12 @@ class ImageStore:
         self._check_open()
         if not self.rounds or not message.round == self.rounds[-1].number == self._newest:
             raise RemoteProtocolError(f"round {message.round} is to be dropped, and is not the one that began last")
-        dropped = self.rounds.pop().images
-        for image in dropped.values():
-            for extent in image.extents():
+        dropped = set(self.rounds.pop().images.values())
+        for image in dropped:
+            for extent in image.heap:
                 self.arena.release(extent)
             image.released = True
-        self._by_number = {number: image for number, image in self._by_number.items() if not image.released}
+        self._by_number = {number: image for number, image in self._by_number.items() if image not in dropped}
         self._checkpoint = self.rounds[-1].images if self.rounds else {}
 
     def open(self, message: OpenImage) -> None:
@@ -132,8 +145,29 @@ class ImageStore:
             raise RemoteProtocolError(f"{message.name} (number {message.image}): opened twice")
         if len(self._by_number) >= MAX_IMAGES:
             raise RemoteProtocolError(f"more than {MAX_IMAGES} images")
-        image = StoredImage(message.name, digest=message.digest)
+        image = StoredImage(message.name, digest=message.digest, composed=message.composed)
+        self._composes |= message.composed
         self._by_number[message.image] = images[message.name] = image
+
+    def compose(self, message: Compose) -> None:
+        """A composed image goes on; RemoteProtocolError if it refers to what is not there."""
+        image = self._unsealed(message.image)
+        if not image.composed:
+            raise RemoteProtocolError(f"{image.name}: composed, but it was not opened so")
+        for number, first, pages in message:
+            offset, length = first * PAGE, pages * PAGE
+            if number == ZEROES:
+                image.compose(self.arena.zeroes(image.size, length))
+                continue
+            source = self.numbered(number)
+            for extent in source.sent(offset, length):
+                if not source.composed or (source.released and not self._kept(extent)):
+                    raise RemoteProtocolError(f"{image.name}: refers to page {first} of {source.name}, which is gone")
+                image.compose(extent)
+
+    def _kept(self, extent: Extent) -> bool:
+        """Whether bytes of a round before were not given back."""
+        return not self.arena.owns(extent) or self._needed.covers(extent)
 
     def end(self, message: EndImage) -> StoredImage:
         """An image has been sent whole."""
@@ -151,9 +185,45 @@ class ImageStore:
                 f"{images} of {self.size} bytes are here"
             )
         self.variant = message.variant
-        if len(self.rounds) > 1 or (self.rounds and self.rounds[-1].snapshot):
+        if self._newest > 0 or (self.rounds and self.rounds[-1].snapshot):
             self._checkpoint = self._merge_last().checkpoint(self.arena)
+            self._keep_only(extent for image in self for extent in image.extents())
+        if self._composes:
+            self._shared = Spans((extent for image in self for extent in image.extents()), shared=True)
         self.complete = True
+
+    def release(self, extent: Extent) -> None:
+        """These bytes of the checkpoint were read and are not read again. What stands in it twice stays."""
+        for part in self._shared.without(extent) if self.arena.owns(extent) else ():
+            self.arena.release(part)
+
+    def _release_superseded(self) -> None:
+        """The newest round is whole: of it and those before only the pages are needed that the next may refer to."""
+        if self._keep_only(self._referable()):
+            for image in self._all():
+                image.released = True
+
+    def _keep_only(self, extents: Iterable[Extent]) -> bool:
+        """Give back what else the rounds so far have brought. False where it stays: where the rounds have names, by
+        which a restore may ask for each, and after one that failed."""
+        if self.broken or any(one.snapshot for one in self.rounds):
+            return False
+        needed = Spans(map(_whole_pages, filter(self.arena.owns, extents)))
+        new = (image for one in self.rounds[self._trimmed :] for image in one.images.values())
+        held = [*self._needed, *(extent for image in new for extent in image.heap)]
+        for extent in Spans(map(_whole_pages, filter(self.arena.owns, held))):
+            for part in needed.without(extent):
+                self.arena.release(part)
+        self._needed, self._trimmed = needed, len(self.rounds)
+        return True
+
+    def _referable(self) -> Iterator[Extent]:
+        """What the next round may refer to: the pages of this one, and those that it has of earlier ones."""
+        for image in self.rounds[-1].images.values():
+            if is_pages(image.name):
+                yield from image.extents()
+        if self._layers:
+            yield from self._layers.extents()
 
     def _merge_pre_dump(self) -> None:
         """The last round is whole. One that failed is no matter, unless a later one refers to it."""
@@ -178,7 +248,7 @@ class ImageStore:
         """Take a DATA frame's payload. What was taken of it counts only when it is whole."""
         header = payload.header
         image = self._writable(header)
-        target, whole = self.arena.reserve(header.raw_length, image.last_extent), False
+        target, whole = self.arena.reserve(header.raw_length, image.heap.last), False
         try:
             if header.compressed:
                 await self._receive_zstd(payload, image, target)
@@ -241,14 +311,37 @@ class ImageStore:
         return raw
 
     def _writable(self, header: Header) -> StoredImage:
+        image = self._unsealed(header.image)
+        if header.offset != image.heap.size:
+            raise RemoteProtocolError(f"{image.name}: bytes for offset {header.offset} at {image.heap.size}")
+        return image
+
+    def _unsealed(self, number: int) -> StoredImage:
         self._check_open()
-        image = self.numbered(header.image)
+        image = self.numbered(number)
         if image.sealed:
             raise RemoteProtocolError(f"{image.name}: bytes after its end")
-        if header.offset != image.size:
-            raise RemoteProtocolError(f"{image.name}: bytes for offset {header.offset} at {image.size}")
+        return image
+
+    def patch(self, message: Patch) -> None:
+        """Overwrite a range of an image."""
+        image = self.readable(message.image)
+        image.patch(message.offset, message.data, lambda size: self.arena.reserve(size, None))
+
+    def readable(self, number: int) -> StoredImage:
+        """The image of that number, to be read or patched; RemoteProtocolError if it cannot be."""
+        image = self.numbered(number)
+        if image.released:
+            raise RemoteProtocolError(f"{image.name}: is of a round before, which is not kept")
         return image
 
     def _check_open(self) -> None:
         if self.complete:
             raise RemoteProtocolError("image bytes after the set was declared complete")
+
+
+def _whole_pages(extent: Extent) -> Extent:
+    """With the rest of its first and last page, which nobody else has: what is no continuation begins on a page."""
+    start = extent.offset // PAGE * PAGE
+    end = -(-(extent.offset + extent.length) // PAGE) * PAGE
+    return Extent(extent.fd, start, end - start)

@@ -81,6 +81,7 @@ class OneWaySession:
         make_chain: Callable[[], Chain],
         *,
         compress: str,
+        dedup: bool = False,
         timeout: float = 300.0,
         remote: bool = False,
         linked: Sequence[Path] = (),
@@ -88,7 +89,7 @@ class OneWaySession:
     ) -> None:
         self.out = out
         self.view = CacheView()
-        self.sender = ImageSender(out, make_chain(), Compression(compress if out.compresses else "off"))
+        self.sender = ImageSender(out, make_chain(), Compression(compress if out.compresses else "off"), dedup=dedup)
         changed, insists = self.view.changes.notify, not hookless
         self.ingest: Ingest[Any] = (
             RemoteIngest(self.sender, make_chain, _no_read_back, changed, insists=insists, linked=linked)

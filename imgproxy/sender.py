@@ -2,14 +2,16 @@
 
 Page images are moved by splice, or read in chunks where the bytes must pass through us (TLS, zstd, digest). Memory is
 bounded whatever the size of an image: a chunk or three at a time. Only images that a transform wants are collected.
+With `dedup`, pages that the cache has are not sent again: see page_sender.py.
 
 A round is a pre-dump or the dump. Without pre-dumps there is one, which nobody need begin.
 """
 
 import collections
-import itertools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 import xxhash
@@ -27,6 +29,10 @@ from transform.chain import COLLECTED_LIMIT, Chain
 from transform.errors import TransformError
 from transform.memory import PageStore
 
+if TYPE_CHECKING:
+    from imgproxy.dedup import PageCounts, Scanned
+    from imgproxy.page_sender import PageSender
+
 
 @dataclass
 class SentImage:
@@ -36,6 +42,7 @@ class SentImage:
     number: int
     counter: Counter
     size: int = 0
+    sent: int = 0  #: bytes of it that went out: less than `size` where the cache had pages, or zstd made them smaller
 
 
 @dataclass
@@ -57,17 +64,19 @@ class ImageSender:
         compression: Compression,
         *,
         digest_pages: bool = False,
+        dedup: bool = False,
         metrics: Metrics | None = None,
     ) -> None:
         self._metrics = metrics or Metrics()
         self._rounds: dict[int, dict[str, SentImage]] = {0: {}}
         self._round = 0
-        self._numbers = itertools.count()
+        self._next_number = 0
         self.bytes_by_kind: collections.Counter[str] = collections.Counter()
         self._out, self._chain, self._compression = out, chain, compression
         self._digest_pages = digest_pages
         self._limiter = trio.CapacityLimiter(THREADS)
         self._transforming = trio.Lock()
+        self._dedup = _deduplicating(out, compression) if dedup else None
 
     @property
     def size(self) -> int:
@@ -84,12 +93,26 @@ class ImageSender:
         self._round = max(self._rounds) + 1
         self._rounds[self._round] = {}
         self._chain = chain
+        if self._dedup:
+            self._dedup.begin_round(self._next_number)
         await self._out.send(BeginRound(self._round, snapshot))
 
     async def drop_round(self) -> None:
         """This round failed; its images, all ended, do not count."""
         self._rounds[self._round] = {}
+        if self._dedup:
+            self._dedup.drop_round()
         await self._out.send(DropRound(self._round))
+
+    @property
+    def pages(self) -> "PageCounts | None":
+        """What became of the pages of this round; None without `dedup`."""
+        return self._dedup.counts if self._dedup else None
+
+    @property
+    def all_pages(self) -> "PageCounts | None":
+        """The same of all rounds, those that failed too."""
+        return self._dedup.all_counts if self._dedup else None
 
     def round_sizes(self) -> list[int]:
         """Bytes of each round that was not dropped, the latest last."""
@@ -103,18 +126,30 @@ class ImageSender:
 
     async def send_from_pipe(self, name: str, fd: int) -> None:
         """Take the image `name` out of the pipe `fd` until its end, and send it. The caller closes `fd`."""
+        await self.send_drained(name, fd, lambda: None)
+
+    async def send_drained(self, name: str, fd: int, drained: Callable[[], None]) -> None:
+        """The same; `drained` is called when nothing is to be read any more, which with `dedup` may be long before
+        the image has been sent."""
         enlarge(fd)
         os.set_blocking(fd, False)
         if self._chain.wants(name):
-            data = await self._transform(name, await _read_all(name, fd))
+            read = await _read_all(name, fd)
+            drained()
+            data = await self._transform(name, read)
             if data is not None:
                 await self.send_whole(name, data)
             return
-        image, digest = await self._open(name, digest=not is_pages(name) or self._digest_pages)
-        if digest is None:
+        composed = self._dedup is not None and is_pages(name)
+        image, digest = await self._open(name, digest=not is_pages(name) or self._digest_pages, composed=composed)
+        if composed:
+            await self._pump_new(image, fd, digest, drained)
+        elif digest is None:
             await self._pump_pages(image, fd)
         else:
             await self._pump_small(image, fd, digest)
+        if not composed:
+            drained()
         await self._end(image, digest)
 
     async def send_whole(self, name: str, data: bytes) -> None:
@@ -140,11 +175,14 @@ class ImageSender:
         async with self._transforming:
             return await trio.to_thread.run_sync(self._chain.transform, name, data)
 
-    async def _open(self, name: str, *, digest: bool) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
+    async def _open(
+        self, name: str, *, digest: bool, composed: bool = False
+    ) -> tuple[SentImage, "xxhash.xxh3_128 | None"]:
         counter = self._metrics.image_bytes.labels("out", image_kind(name))
-        image = SentImage(name, next(self._numbers), counter)
+        image = SentImage(name, self._next_number, counter)
+        self._next_number += 1
         self.images[name] = image
-        await self._out.send(OpenImage(image.number, name, digest, self._round))
+        await self._out.send(OpenImage(image.number, name, digest, self._round, composed))
         return image, xxhash.xxh3_128() if digest else None
 
     async def _end(self, image: SentImage, digest: "xxhash.xxh3_128 | None") -> None:
@@ -217,13 +255,36 @@ class ImageSender:
             self._metrics.zstd_bytes.labels("in").inc(len(chunk.raw))
             self._metrics.zstd_bytes.labels("out").inc(len(chunk.data or chunk.raw))
             self._count(image, len(chunk.raw))
+            image.sent -= len(chunk.raw) - len(chunk.data or chunk.raw)
 
-    def _count(self, image: SentImage, size: int) -> None:
+    async def _pump_new(
+        self, image: SentImage, fd: int, digest: "xxhash.xxh3_128 | None", drained: Callable[[], None]
+    ) -> None:
+        """Send only what the cache does not have."""
+
+        def sent(scanned: "Scanned", size: int) -> None:
+            if digest is not None:
+                digest.update(scanned.new)
+            self._count(image, scanned.size, size)
+            self._compression.sent(len(scanned.new))
+
+        assert self._dedup is not None
+        await self._dedup.send(image.number, fd, sent, drained)
+
+    def _count(self, image: SentImage, size: int, sent: int | None = None) -> None:
+        """`size` more bytes of the image are out, as `sent` bytes."""
         image.size += size
+        image.sent += size if sent is None else sent
         image.counter.inc(size)
         self.bytes_by_kind[image_kind(image.name)] += size
-        if is_pages(image.name):
+        if is_pages(image.name) and sent is None:
             self._compression.sent(size)
+
+
+def _deduplicating(out: Outgoing, compression: Compression) -> "PageSender":
+    from imgproxy.page_sender import PageSender  # with --dedup and in rounds only: it is slow to import
+
+    return PageSender(out, compression)
 
 
 async def _read_all(name: str, fd: int) -> bytes:

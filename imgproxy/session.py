@@ -62,6 +62,7 @@ class SourceConfig:
     policy: HandoverPolicy = field(default_factory=HandoverPolicy)
     compress: str = "auto"
     limit_rate: int | None = None
+    dedup: bool = False  #: pages that the cache has are not sent
     digest_pages: bool = False
     hookless: bool = False
     remote: bool = False  #: criu runs with --remote, the original one
@@ -99,7 +100,12 @@ class SourceSession:
         self.compression = Compression(config.compress)
         self.metrics = Metrics()
         self.sender = ImageSender(
-            self.channel, make_chain(), self.compression, digest_pages=config.digest_pages, metrics=self.metrics
+            self.channel,
+            make_chain(),
+            self.compression,
+            digest_pages=config.digest_pages,
+            dedup=config.dedup,
+            metrics=self.metrics,
         )
         self.pages = RemotePages(self.channel, self.view, self.sender)
         self.ingest = self._ingest(make_chain)

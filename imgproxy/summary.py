@@ -5,6 +5,7 @@ from itertools import pairwise
 
 from imgnode.command_line import show_size
 from imgproxy.session import SourceSession
+from imgwire.messages import PAGE
 
 
 @dataclass(frozen=True)
@@ -18,6 +19,7 @@ class Summary:
     image_bytes: int
     rounds: list[int]  #: image bytes of each pre-dump and of the dump
     wire_bytes: int  #: on the link, headers included, compressed where it was
+    pages: dict[str, int] | None  #: of all rounds, with dedup: sent, skipped (the cache had them), zero
     rate: float | None  #: image bytes per second of the dump, while its images came
     bytes_by_kind: dict[str, int]
     phases: dict[str, float]
@@ -40,6 +42,9 @@ class Summary:
         )
         if len(self.rounds) > 1:
             lines.append("rounds   " + ", ".join(show_size(size) for size in self.rounds))
+        if self.pages is not None:
+            sent, skipped, zero = (show_size(self.pages[name] * PAGE) for name in ("sent", "skipped", "zero"))
+            lines.append(f"pages    {sent} sent, {skipped} were there already, {zero} of zeroes")
         if self.rate:
             lines.append(f"rate     {show_size(self.rate)}/s, {show_size(self.wire_bytes)} on the link")
         if self.phases:
@@ -63,6 +68,7 @@ def summarise(session: SourceSession) -> Summary:
         image_bytes=session.sender.size,
         rounds=rounds,
         wire_bytes=session.channel.bytes_sent,
+        pages=vars(session.sender.all_pages) if session.sender.all_pages else None,
         rate=rounds[-1] / (sent - start) if start is not None and sent is not None and sent > start else None,
         bytes_by_kind=dict(session.sender.bytes_by_kind),
         phases=_phases(marks),

@@ -4,6 +4,8 @@ Greetings (HELLO frames) open each connection; the others travel in numbered CON
 once and in order whatever happens to the connection in between.
 """
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +17,15 @@ from imgwire.packing import build, pack, unpack
 #: Version of the link spoken here, and the oldest still understood.
 VERSION = 1
 OLDEST_VERSION = 1
+
+#: Bytes of a page in `Compose`, whatever the page size of a node.
+PAGE = 4096
+#: In `Compose`: the source of pages that are zeroes.
+ZEROES = 0xFFFFFFFF
+#: A record of `Compose`: image that brought the pages, the first of them, how many.
+RUN = struct.Struct("<IQI")
+#: Records in one `Compose`: 64 KiB, so that none holds up the pages behind it.
+MAX_RUNS = 4096
 
 _ID_LENGTH = 32  # 128 random bits in hex
 
@@ -110,15 +121,35 @@ class DropRound:
 
 @dataclass(frozen=True)
 class OpenImage:
-    """Image number `image` has this name, unique in its round. DATA follow, and if `digest` an xxh3-128 of them."""
+    """Image number `image` has this name, unique in its round. DATA follow, and if `digest` an xxh3-128 of them.
+
+    `composed`: the DATA are not the image, but pages that it brings; `Compose` says what the image consists of.
+    """
 
     image: int
     name: str
     digest: bool = False
     round: int = 0
+    composed: bool = False
 
     def __post_init__(self) -> None:
         check_image_name(self.name)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """What a composed image consists of next: runs of pages that it, or another composed image, has brought by now."""
+
+    image: int
+    runs: bytes  #: records (see RUN): number of an image or ZEROES, which of the pages that it brought, how many
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.runs) <= MAX_RUNS * RUN.size or len(self.runs) % RUN.size:
+            raise RemoteProtocolError(f"an image composed of {len(self.runs)} bytes of runs: a run has {RUN.size}")
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Source, first page, pages."""
+        return RUN.iter_unpack(self.runs)
 
 
 @dataclass(frozen=True)
@@ -126,8 +157,8 @@ class EndImage:
     """All bytes of the image have been sent."""
 
     image: int
-    size: int
-    digest: bytes | None = None  #: xxh3-128 of the image as sent, where announced
+    size: int  #: of the image, also where it is composed
+    digest: bytes | None = None  #: xxh3-128 of the DATA, where announced
 
 
 @dataclass(frozen=True)
@@ -224,6 +255,7 @@ ToCache = (
     BeginRound
     | DropRound
     | OpenImage
+    | Compose
     | EndImage
     | ReadBack
     | Patch
@@ -246,6 +278,7 @@ _NAMES: dict[type[Any], str] = {
     BeginRound: "round",
     DropRound: "drop",
     OpenImage: "open",
+    Compose: "compose",
     EndImage: "end",
     ReadBack: "read",
     Patch: "patch",

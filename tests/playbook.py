@@ -229,7 +229,7 @@ async def put_image(session: Session, name: str, data: bytes) -> None:
     image = session.store.numbered(number)
     for start in range(0, len(data), 1 << 20):
         part = data[start : start + (1 << 20)]
-        extent = session.store.arena.reserve(len(part), image.last_extent)
+        extent = session.store.arena.reserve(len(part), image.heap.last)
         await session.store.arena.fill(extent, 0, part)
         image.add(extent)
     session.store.end(messages.EndImage(number, len(data)))

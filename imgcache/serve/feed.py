@@ -5,7 +5,7 @@ which has everything before.
 """
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 
 import trio
 
@@ -21,7 +21,7 @@ from imgwire.img_streamer import Direction, ImageRequested, ImgStreamer
 #: Images from this size on are fed by a thread that blocks in the kernel. CRIU empties the pipe with one long read and
 #: wakes us only then; woken in the kernel, the thread has it full again sooner than an event loop: 10 % of a restore.
 LARGE = 1 << 20
-#: Most bytes that a thread feeds at a time, and that are given back at a time.
+#: Most bytes that a thread feeds at a time, and that are given back at once; in extents of a page, 16384 of them.
 PIECE = 64 << 20
 #: Threads at once: a CRIU reads an image or two at a time, and a stuck one holds its thread until it is killed.
 THREADS = 256
@@ -98,18 +98,20 @@ class Feed:
     def _release(self, image: StoredImage, piece: Extent) -> None:
         if self._release_as_read:
             image.released = True
-            self._store.arena.release(piece)
+            self._store.release(piece)
 
 
 async def feed_pipe(image: StoredImage, pipe: int, gone: Callable[[Extent], None] = lambda _piece: None) -> None:
     """Put the image into CRIU's pipe; `gone` is told each part that is in it. BrokenPipeError if CRIU wants no more."""
     enlarge(pipe)
-    for piece in _pieces(image):
+    for pieces in _batches(image):
         if image.size < LARGE:
-            await splice_file(piece.fd, piece.offset, piece.length, pipe)
+            for piece in pieces:
+                await splice_file(piece.fd, piece.offset, piece.length, pipe)
         else:
-            await _feed_in_thread(piece, pipe)
-        gone(piece)
+            await _feed_in_thread(pieces, pipe)
+        for piece in pieces:
+            gone(piece)
 
 
 _limiter: "trio.lowlevel.RunVar[trio.CapacityLimiter]" = trio.lowlevel.RunVar("feed_threads")
@@ -124,7 +126,7 @@ def _threads() -> trio.CapacityLimiter:
         return limiter
 
 
-async def _feed_in_thread(piece: Extent, pipe: int) -> None:
+async def _feed_in_thread(pieces: Sequence[Extent], pipe: int) -> None:
     """`_splice_blocking` in a thread, which ends at once on cancellation although it sleeps in the kernel."""
     done = False
 
@@ -138,7 +140,7 @@ async def _feed_in_thread(piece: Extent, pipe: int) -> None:
     os.set_blocking(pipe, True)
     async with flat_nursery() as nursery:
         nursery.start_soon(wake_on_cancel)
-        await trio.to_thread.run_sync(_splice_blocking, piece, pipe, limiter=_threads())
+        await trio.to_thread.run_sync(_splice_blocking, pieces, pipe, limiter=_threads())
         done = True
         nursery.cancel_scope.cancel()
 
@@ -155,21 +157,22 @@ def _wake(pipe: int) -> None:
         os.close(reader)
 
 
-def _pieces(image: StoredImage) -> Iterator[Extent]:
-    for extent in image.extents():
-        for start in range(0, extent.length, PIECE):
-            yield Extent(extent.fd, extent.offset + start, min(PIECE, extent.length - start))
+def _batches(image: StoredImage) -> Iterator[list[Extent]]:
+    """The image in parts of PIECE bytes or less, each a list of extents: they may be as small as a page."""
+    for start in range(0, image.size, PIECE):
+        yield list(image.extents(start, min(PIECE, image.size - start)))
 
 
-def _splice_blocking(piece: Extent, pipe: int) -> None:
-    """Move all of `piece` into the pipe, sleeping while it is full; stop early if it was set not to block."""
-    offset, left = piece.offset, piece.length
-    while left > 0:
-        try:
-            moved = os.splice(piece.fd, pipe, left, offset_src=offset, flags=os.SPLICE_F_MOVE)
-        except BlockingIOError:
-            return
-        if not moved:
-            raise OSError(f"the stored image ends {left} bytes before its size")
-        offset += moved
-        left -= moved
+def _splice_blocking(pieces: Sequence[Extent], pipe: int) -> None:
+    """Move all of `pieces` into the pipe, sleeping while it is full; stop early if it was set not to block."""
+    for piece in pieces:
+        offset, left = piece.offset, piece.length
+        while left > 0:
+            try:
+                moved = os.splice(piece.fd, pipe, left, offset_src=offset, flags=os.SPLICE_F_MOVE)
+            except BlockingIOError:
+                return
+            if not moved:
+                raise OSError(f"the stored image ends {left} bytes before its size")
+            offset += moved
+            left -= moved

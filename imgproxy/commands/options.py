@@ -38,6 +38,7 @@ Key = Annotated[Path | None, typer.Option("--tls-key", help="Its key.")]
 Insecure = Annotated[bool, typer.Option("--insecure", help="Plain TCP even off loopback.")]
 Compress = Annotated[str, typer.Option("--compress", help="off, auto or a zstd level from 1 to 19.")]
 LimitRate = Annotated[str | None, typer.Option("--limit-rate", help="Bytes per second on the link, such as 100MB.")]
+Dedup = Annotated[bool | None, typer.Option(help="Send no page that the cache has (no splice). Default: in rounds.")]
 DigestPages = Annotated[bool, typer.Option("--digest-pages", help="Check pages, too, by a digest (no splice).")]
 Patience = Annotated[float, typer.Option("--reconnect", help="Seconds that a cut of the link may last.")]
 MapPath = Annotated[list[str] | None, typer.Option("--map-path", help="OLD:NEW, a path prefix; repeatable.")]
@@ -57,6 +58,7 @@ _LINK_ONLY: dict[str, tuple[object, ...]] = {
     "compress": ("auto", "off"),
     "limit_rate": (None,),
     "digest_pages": (False,),
+    "dedup": (None, False),
     "wait_restored": (None, False),
     "incremental": (False,),
     "reconnect": (30.0,),

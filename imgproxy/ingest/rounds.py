@@ -72,7 +72,7 @@ class RoundsIngest:
         self._dumps = dump
         self.directory.mkdir(mode=0o700)
         self.server.begin()
-        await self._sender.begin_round(str(self._count), self._make_chain())
+        await self._sender.begin_round("", self._make_chain())
 
     async def end(self, *, good: bool) -> None:
         """A pre-dump has ended; one that failed is dropped, and the next begins anew."""

@@ -45,16 +45,20 @@ def test_any_range_is_read_across_extents(sizes: list[int], where: tuple[int, in
         os.close(fd)
 
 
+def nowhere(_size: int) -> Extent:
+    raise AssertionError("an image that is not composed is patched in place")
+
+
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=8), st.integers(0, 300), st.binary(min_size=1, max_size=100))
 def test_any_range_is_patched_across_extents(sizes: list[int], offset: int, data: bytes) -> None:
     image, content, fd = scattered(sizes)
     try:
         if offset + len(data) <= len(content):
-            image.patch(offset, data)
+            image.patch(offset, data, nowhere)
             content = content[:offset] + data + content[offset + len(data) :]
         else:
             with pytest.raises(RemoteProtocolError):
-                image.patch(offset, data)
+                image.patch(offset, data, nowhere)
         assert image.read(0, len(content)) == content
     finally:
         os.close(fd)
@@ -66,4 +70,4 @@ def test_neighbours_become_one_extent() -> None:
         image.add(extent)
     assert list(image.extents()) == [Extent(3, 0, 15), Extent(4, 15, 5), Extent(4, 21, 1)]
     assert list(image.extents(12, 7)) == [Extent(3, 12, 3), Extent(4, 15, 4)]
-    assert image.last_extent == Extent(4, 21, 1)
+    assert image.heap.last == Extent(4, 21, 1)

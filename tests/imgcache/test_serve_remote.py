@@ -69,7 +69,7 @@ def put(session: Session, name: str, data: bytes, number: int, in_round: int) ->
     session.on_message(OpenImage(number, name, False, in_round))
     stored = store.numbered(number)
     if data:
-        place = store.arena.reserve(len(data), stored.last_extent)
+        place = store.arena.reserve(len(data), stored.heap.last)
         assert os.pwrite(place.fd, data, place.offset) == len(data)
         stored.add(place)
     session.on_message(EndImage(number, len(data)))

@@ -62,7 +62,7 @@ async def test_each_round_has_a_criu_of_its_own(tmp_path: Path) -> None:
     assert last[:3] == ["dump", "-t", "4242"] and "--ps-socket" in last
     assert last[-3:] == ["-o", "/elsewhere/dump.log", "--shell-job"]
     assert (value(last, "-D"), value(last, "--prev-images-dir")) == (f"{images}/3", "../2")
-    assert one.arranged == [BeginRound(number, str(number)) for number in (1, 2, 3)]
+    assert one.arranged == [BeginRound(number) for number in (1, 2, 3)]
 
 
 async def test_what_is_told_of_a_round(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ async def test_a_pre_dump_that_fails_is_the_last(tmp_path: Path, how: str) -> No
     with structlog.testing.capture_logs() as log:
         assert await one.pre_dump(5) == "a pre-dump failed"
     assert len(one.shown) == 1
-    assert one.arranged == [BeginRound(1, "1"), BeginRound(2, "2"), DropRound(2)]
+    assert one.arranged == [BeginRound(1), BeginRound(2), DropRound(2)]
     reasons = {"fails": "exit code 1", "silent": "not all of its pages came", "dies": "exit code -9"}
     (warning,) = [line for line in log if line["event"].startswith("a pre-dump failed")]
     assert warning["reason"] == reasons[how]

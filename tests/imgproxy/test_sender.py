@@ -68,11 +68,13 @@ def contents(images: Iterable[StoredImage]) -> dict[str, bytes]:
 class Source:
     """A proxy's side without CRIU: a channel to a session, a sender, the view of the cache."""
 
-    def __init__(self, session: Session, compress: str, *transforms: Transform, splices: bool = True) -> None:
+    def __init__(
+        self, session: Session, compress: str, *transforms: Transform, splices: bool = True, dedup: bool = False
+    ) -> None:
         self.session = session
         self.channel = Channel(splices=splices)
         self.view = CacheView()
-        self.sender = ImageSender(self.channel, Chain(transforms), Compression(compress))
+        self.sender = ImageSender(self.channel, Chain(transforms), Compression(compress), dedup=dedup)
         self.checkpoint: dict[str, bytes] = {}  # what the cache has in the end
         self.rounds: dict[str, dict[str, bytes]] = {}  # of each snapshot
 

@@ -45,7 +45,14 @@ cache_greetings = (
 to_cache = st.one_of(
     st.builds(messages.BeginRound, round=numbers, snapshot=paths),
     st.builds(messages.DropRound, round=numbers),
-    st.builds(messages.OpenImage, image=numbers, name=names, digest=st.booleans(), round=numbers),
+    st.builds(
+        messages.OpenImage, image=numbers, name=names, digest=st.booleans(), round=numbers, composed=st.booleans()
+    ),
+    st.builds(
+        messages.Compose,
+        image=numbers,
+        runs=st.integers(1, 9).flatmap(lambda n: st.binary(min_size=16 * n, max_size=16 * n)),
+    ),
     st.builds(messages.EndImage, image=numbers, size=numbers, digest=st.none() | st.binary(min_size=16, max_size=16)),
     st.builds(messages.ReadBack, request=numbers, image=numbers, offset=numbers, length=st.integers(1, 1 << 20)),
     st.builds(messages.Patch, image=numbers, offset=numbers, data=st.binary(min_size=1, max_size=300)),
