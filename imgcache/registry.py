@@ -14,8 +14,10 @@ import structlog
 
 from imgcache.arena import Arena, MemoryBudget
 from imgcache.session import Session
+from imgnode import proc
 from imgnode.journal import Journal, journals
 from imgnode.metrics import Metrics
+from imgnode.proc import ProcessId
 from imgnode.signalling import Changes
 from imgwire.errors import UsageError
 from imgwire.messages import Hello
@@ -28,6 +30,9 @@ MAX_SESSIONS = 1000
 REMEMBERED_FOR = 7 * 24 * 3600
 #: Sessions that are over and still shown by `imgcache status`.
 MAX_REMEMBERED = 100
+
+#: Where a session may be whose process has begun to wait for memory.
+_FOLLOWED = (SessionState.RESTORED, SessionState.COMMITTED, SessionState.FOLLOWING)
 
 _log = structlog.get_logger()
 
@@ -88,6 +93,7 @@ class Registry:
         """After a restart: the sessions of the journal that may have a restored process waiting for a word."""
         revived = []
         for journal in journals(str(self.journal)):
+            self._lose_what_followed(journal)
             state = journal.state
             if state not in (SessionState.RESTORED, SessionState.COMMITTED):
                 self._clear(journal)
@@ -97,11 +103,19 @@ class Registry:
                 _log.error(
                     "images of a session that may be committed were lost with the cache", session=journal.session
                 )
-            elif state == SessionState.RUNNING:
+            elif state in (SessionState.RUNNING, SessionState.LOST):
                 self._remember(journal)
             elif state in (SessionState.RECEIVING, SessionState.COMPLETE, SessionState.ABORTED):
                 journal.remove()  # what is not remembered was aborted
         return revived
+
+    def _lose_what_followed(self, journal: Journal) -> None:
+        """A cache that ended took the memory with it that a process waited for: that has been killed, or is now."""
+        if journal.fact("follows") and journal.state in _FOLLOWED:
+            tasks = [ProcessId(*task) for task in journal.fact("tree") or ()]
+            for task in filter(proc.is_alive, tasks):
+                proc.kill_tree(proc.tree(task.pid))
+            journal.write(SessionState.LOST, detail="the cache was restarted")
 
     async def claim(self, name: str | None, fits: Callable[[Session], bool] = lambda _session: True) -> Session:
         """Wait for a session that fits and has that name (None: the oldest that nobody restores); take it."""

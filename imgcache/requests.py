@@ -5,6 +5,7 @@ from pathlib import Path
 
 from imgcache.registry import Registry
 from imgcache.serve.extract import extract
+from imgcache.serve.lazy_pages import GuardGone
 from imgcache.session import Attempt, Session
 from imgnode import proc
 from imgnode.control import Say
@@ -53,6 +54,8 @@ class Requests:
                     await say({"ok": True})
                 case other:
                     raise UsageError(f"request {other!r} is not known to this imgcache")
+        except GuardGone as error:
+            await say({"decision": "stop", "reason": str(error)})
         except (UsageError, OSError, KeyError, TypeError, ValueError) as error:
             await say({"ok": False, "error": str(error)})
 
@@ -73,6 +76,8 @@ class Requests:
             await say({"decision": "stop", "reason": "the session is over: the process runs on at the source"})
             return
         attempt = session.attempt
+        if session.guard is not None:
+            await session.guard(int(request["init"]))
         session.restored(int(request["init"]))
         await say({"session": session.identity})
         async with flat_nursery() as nursery:
@@ -86,6 +91,7 @@ class Requests:
                 lambda: session.over or session.state is SessionState.COMMITTED or session.attempt is not attempt
             )
             runs = session.attempt is attempt and session.state in (SessionState.COMMITTED, SessionState.RUNNING)
+            session.released |= runs
             await say({"decision": "run"} if runs else {"decision": "stop", "reason": session.reason})
             nursery.cancel_scope.cancel()
 
@@ -96,7 +102,7 @@ class Requests:
 
     def _drop(self, request: Request) -> None:
         session = self._find(request)
-        needed = session.in_doubt or session.state is SessionState.COMMITTED
+        needed = session.in_doubt or session.state in (SessionState.COMMITTED, SessionState.FOLLOWING)
         if needed and not request.get("force"):
             raise UsageError(
                 f"session {session.name} is {session.state}: its source may have given the process up already, and "
@@ -125,4 +131,5 @@ def describe(session: Session) -> Request:
         "spool": arena.spool_bytes,
         "source": "attached" if session.attached else "away",
         "restore": session.attempt.criu if session.attempt else None,
+        "follows": session.memory.total - session.memory.here if session.memory else 0,
     }

@@ -7,20 +7,26 @@ only this copy, so the restore is tried again from the same images.
 
 import subprocess
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import structlog
 import trio
 
 from imgcache.hook import SCRIPT
+from imgcache.lazy_memory import LazyMemory
+from imgcache.serve.lazy_pages import LazyPages
 from imgcache.session import Session
-from imgnode.criu import cause
+from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import check_restore
+from imgnode.nursery import flat_nursery
 from imgwire.errors import UsageError
-from imgwire.states import SessionState
+from imgwire.states import RUNS_THERE, SessionState
 
 #: Restores tried after the commit before it is left to a person.
 ATTEMPTS_AFTER_COMMIT = 5
+#: What post-copy needs of the kernel here, as CRIU calls it.
+LAZY_FEATURE = "uffd-noncoop"
 
 _log = structlog.get_logger()
 
@@ -33,16 +39,22 @@ async def restore_when_asked(session: Session, criu: str, *, allowed: bool) -> N
         if not allowed:
             raise UsageError("this cache does not run restores: start it with --allow-restore")
         check_restore(options)
-    except UsageError as error:
+        if session.memory is not None and not await Criu(criu).check_feature(LAZY_FEATURE):
+            raise UsageError("this node's kernel cannot let memory follow a process (userfaultfd): leave --lazy out")
+    except (UsageError, CriuError) as error:
         session.abort(str(error))
         return
-    await _restore_once(session, [criu, "restore", *_own_options(session), *options])
+    command = [criu, "restore", *_own_options(session), *options]
+    restore = partial(_restore_once, session, command)
+    if session.memory is not None:
+        restore = partial(_restore_lazily, session, session.memory, criu, command)
+    await restore()
     for _ in range(ATTEMPTS_AFTER_COMMIT):
         # One that failed before the commit is the source's to judge; it may just then have committed.
         await session.changes.wait_until(lambda: session.over or session.state is SessionState.COMMITTED)
         if session.over:
             return
-        await _restore_once(session, [criu, "restore", *_own_options(session), *options])
+        await restore()
     _log.error("committed, but every restore failed: restore it by hand", directory=str(session.directory))
 
 
@@ -50,6 +62,40 @@ def _own_options(session: Session) -> list[str]:
     directory = str(session.directory)
     hook = session.directory.parent / SCRIPT
     return ["--stream", "-D", directory, "-d", "-o", "restore.log", "--action-script", str(hook)]
+
+
+async def _restore_lazily(session: Session, memory: LazyMemory, criu: str, command: Sequence[str]) -> None:
+    """A restore whose memory follows. Once it was told to run there is no second one: it may have run."""
+    lazy = LazyPages(session, memory, criu, session.journal_directory)
+    async with flat_nursery() as nursery:
+
+        async def follow(*, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
+            try:
+                await lazy.run(task_status=task_status)
+            finally:
+                _conclude(session, lazy.verdict)
+
+        async def dropped() -> None:
+            await session.changes.wait_until(lambda: session.dropped)
+            nursery.cancel_scope.cancel()
+
+        await nursery.start(follow)
+        nursery.start_soon(dropped)
+        session.guard = lazy.guard
+        await _restore_once(session, [*command, "--lazy-pages"])
+        if session.state in RUNS_THERE:
+            await lazy.ended()
+        nursery.cancel_scope.cancel()
+    session.guard = None
+
+
+def _conclude(session: Session, verdict: str) -> None:
+    if verdict == "over":
+        session.whole()
+    elif session.released:
+        session.lose(verdict)
+    elif session.attempt is not None:
+        session.restore_failed(verdict)
 
 
 async def _restore_once(session: Session, command: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import signal
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +94,7 @@ class CacheServer:
                 task_status.started()
                 async for _ in signals:
                     break
+                await self._finish_following(signals)
                 await self._stop(links)
                 nursery.cancel_scope.cancel()
 
@@ -125,6 +126,23 @@ class CacheServer:
         wire = "--remote" if self._config.host.remote else "--stream"
         command = f"criu restore {wire} -D {directory} --action-script {directory / SCRIPT} ..."
         _log.info("ready", listening=self.addresses, restore_with=command)
+
+    async def _finish_following(self, signals: AsyncIterator[int]) -> None:
+        """Processes whose memory is not all here would die with us: stay until it is, or until told again."""
+        waiting = [session for session in self._registry.live() if session.needs_source]
+        for session in waiting:
+            _log.warning("its memory is not all here yet: the cache stops when it is", session=session.name)
+        async with flat_nursery() as nursery:
+
+            async def told_again() -> None:
+                async for _ in signals:
+                    break
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(told_again)
+            for session in waiting:
+                await session.until_over()
+            nursery.cancel_scope.cancel()
 
     async def _stop(self, links: Links) -> None:
         """Sessions whose source can go on are aborted and told so; those in doubt stay in the journal."""

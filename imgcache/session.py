@@ -17,7 +17,9 @@ import structlog
 import trio
 
 from imgcache.arena import Arena, StoreFull
+from imgcache.lazy_memory import LazyMemory
 from imgcache.store import ImageStore
+from imgnode import proc
 from imgnode.channel import Channel, Payload
 from imgnode.journal import Journal
 from imgnode.metrics import Metrics
@@ -28,7 +30,7 @@ from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.link import LinkConnection
 from imgwire.names import image_kind
-from imgwire.states import SessionState, advance, is_final
+from imgwire.states import AFTER_COMMIT, SessionState, advance, is_final
 
 #: What may go wrong with images that come in: the proxy's fault, or no room, or a disk that fails.
 FAULTS = (RemoteProtocolError, StoreFull, OSError)
@@ -75,6 +77,11 @@ class Session:
         self.restore_options: tuple[str, ...] | None = None
         self.claimed = False  #: a restore has taken it
         self.failures = 0  #: restores that failed
+        self.memory: LazyMemory | None = None  #: post-copy: what follows the process
+        self.guard: Callable[[int], Awaitable[None]] | None = None  #: sees that a tree dies that misses its memory
+        self.released = False  #: post-copy: the restored process was told to run
+        self.dropped = False  #: ... and the operator has changed his mind
+        self._memory_served = False
         self.cpu_requests: deque[messages.CheckCpu] = deque()
         self.metrics = metrics
         self._since: dict[SessionState, float] = {}  # when each state was reached
@@ -89,9 +96,19 @@ class Session:
             journal.write(SessionState.RECEIVING, name=name, wait_restored=wait_restored)
 
     @property
+    def journal_directory(self) -> Path:
+        """Where its journal is."""
+        return Path(self._journal.directory)
+
+    @property
     def in_doubt(self) -> bool:
         """Whether the source may have committed without our knowing: then only its word counts."""
         return self._promised and self.state in (SessionState.COMPLETE, SessionState.RESTORED)
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether a process runs here, or is about to, whose memory is not all here."""
+        return self.memory is not None and self.state in (SessionState.COMMITTED, SessionState.FOLLOWING)
 
     @property
     def over(self) -> bool:
@@ -101,6 +118,8 @@ class Session:
     @property
     def servable(self) -> bool:
         """Whether `self.attempt` may read images now: all are here, and what it restores cannot run too early."""
+        if self.memory is not None and not self._memory_served:
+            return False
         if self.state in (SessionState.COMMITTED, SessionState.RUNNING):
             return True
         return self.state is SessionState.COMPLETE and self.attempt is not None and self.attempt.hooked
@@ -120,6 +139,7 @@ class Session:
         if self.state is not SessionState.ABORTED:
             try:
                 await self.store.receive(payload)
+                self._memory_arrived()
             except FAULTS as error:
                 self._fail(error)
         while payload.left:  # of an aborted session: dropped
@@ -127,7 +147,7 @@ class Session:
 
     def _fail(self, error: Exception) -> None:
         """The images cannot be right: abort. Where that is not ours to decide, only the connection ends."""
-        if self.in_doubt or self.state in (SessionState.COMMITTED, SessionState.RUNNING):
+        if self.in_doubt or self.state in AFTER_COMMIT:
             raise RemoteProtocolError(f"session {self.name} is {self.state}: {error}") from error
         if self.state is not SessionState.ABORTED:
             self.abort(str(error))
@@ -147,12 +167,16 @@ class Session:
                 self.metrics.patches.inc()
             case messages.ReadBack() | messages.Sync() | messages.CheckCpu():
                 self._ask(message)
+            case messages.MemoryFollows() | messages.Pages():
+                self._take_memory(message)
             case messages.Restore(options):
                 self.restore_options = options
             case messages.ImagesComplete():
                 self._check_receiving("the end of the images")
                 self.store.finish(message)
-                self._advance(SessionState.COMPLETE)
+                if self.memory is not None:
+                    self.memory.expect(self.store)
+                self._advance(SessionState.COMPLETE, follows=self.memory.total if self.memory else 0)
             case messages.Commit():
                 self.commit()
             case messages.Abort(reason):
@@ -170,6 +194,20 @@ class Session:
         if self.store.broken != broken:
             self._log.warning("a pre-dump failed: its pages cannot be used", error=self.store.broken)
 
+    def _take_memory(self, message: messages.MemoryFollows | messages.Pages) -> None:
+        if isinstance(message, messages.MemoryFollows):
+            self._check_receiving("memory that follows")
+            self.memory = LazyMemory(self.store.expect_memory(message.image))
+        elif self.memory is None:
+            raise RemoteProtocolError("pages follow where none were announced")
+        else:
+            self.memory.announce(message)
+
+    def _memory_arrived(self) -> None:
+        if self.memory is not None:
+            self.memory.arrived()
+            self.changes.notify()
+
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
         match question:
             case messages.ReadBack(request, number, offset, length):
@@ -181,14 +219,14 @@ class Session:
 
     def commit(self) -> None:
         """The source's copy is dead: this one is the process. Told twice it does nothing the second time."""
-        if self.state not in (SessionState.COMMITTED, SessionState.RUNNING):
+        if self.state not in AFTER_COMMIT:
             if self.state is SessionState.RECEIVING:
                 raise RemoteProtocolError("committed before the images were complete")
             self._advance(SessionState.COMMITTED)
 
     def aborted_by_source(self, reason: str) -> None:
         """The source says that the process runs on there."""
-        if self.state in (SessionState.COMMITTED, SessionState.RUNNING):
+        if self.state in AFTER_COMMIT:
             raise RemoteProtocolError("aborted after it was committed")
         if self.state is not SessionState.ABORTED:
             self.reason = reason
@@ -205,7 +243,10 @@ class Session:
 
     def drop(self, reason: str) -> None:
         """The operator ends the session, whatever may come of it."""
-        if not self.over:
+        if self.needs_source:
+            self.dropped = True  # the process is ended first: see `imgcache.restore`
+            self.changes.notify()
+        elif not self.over:
             self.reason = reason
             self.state = SessionState.ABORTED
             self._write(SessionState.ABORTED, detail=reason)
@@ -223,12 +264,36 @@ class Session:
         if self.attempt is not None:
             self.attempt.init = init
         if self.state is SessionState.COMPLETE:
-            self._advance(SessionState.RESTORED, init=init)
+            tree = [] if self.memory is None else [list(task) for task in proc.tree(init)]
+            self._advance(SessionState.RESTORED, init=init, tree=tree)
 
     def running(self, ago: float = 0.0) -> None:
         """The process runs here, since `ago` seconds."""
         if self.state is SessionState.COMMITTED:
-            self._advance(SessionState.RUNNING, f"{ago:.3f}")
+            self._advance(SessionState.RUNNING if self.memory is None else SessionState.FOLLOWING, f"{ago:.3f}")
+
+    # ---- post-copy ----
+
+    def memory_is_served(self) -> None:
+        """`criu lazy-pages` is there: the restore may begin."""
+        self._memory_served = True
+        self.changes.notify()
+
+    def want(self, pages: messages.WantPages) -> None:
+        """Ask the source for pages that the process waits for: for all of them, however long the link is cut."""
+        self._outbox.append(pages)
+        self.changes.notify()
+
+    def whole(self) -> None:
+        """The process runs here and has all its memory: it needs the source no more."""
+        if self.state in (SessionState.COMMITTED, SessionState.FOLLOWING):
+            self._advance(SessionState.RUNNING)
+
+    def lose(self, reason: str) -> None:
+        """The process died here, and had perhaps run, before its memory was here: the source's copy is the one left."""
+        if self.state in (SessionState.COMMITTED, SessionState.FOLLOWING):
+            self.reason = reason
+            self._advance(SessionState.LOST, reason)
 
     def discard(self) -> None:
         """It was never opened."""
@@ -291,6 +356,10 @@ class Session:
         """Whether a connection to the proxy is in use."""
         return self._connection is not None
 
+    async def until_over(self) -> None:
+        """Wait until nothing can follow."""
+        await self.changes.wait_until(lambda: self.over)
+
     async def until_told(self) -> None:
         """If the session is over: wait until its source knows."""
         await self.changes.wait_until(lambda: not self.over or not self.attached)
@@ -322,7 +391,7 @@ class Session:
         while True:
             with trio.move_on_after(timeout):
                 await self.changes.wait_until(lambda: self.attached)
-            if not self.attached and not is_final(self.state) and self.state is not SessionState.COMMITTED:
+            if not self.attached and not is_final(self.state) and self.state not in AFTER_COMMIT:
                 if not self.in_doubt:
                     self.abort(f"the source has been gone for {timeout:.0f} s")
                     return
@@ -332,13 +401,14 @@ class Session:
 
     # ---- inside ----
 
-    def _advance(self, state: SessionState, detail: str = "", **facts: int | str) -> None:
+    def _advance(self, state: SessionState, detail: str = "", **facts: object) -> None:
         then = advance(self.state, state)
         self._write(then, detail=detail, **facts)
         self.state = then
         self._since[state] = time.monotonic()
         self._measure(state)
-        self._log.info(state.value, **({"reason": detail} if state is SessionState.ABORTED else {}))
+        gone = state in (SessionState.ABORTED, SessionState.LOST)
+        self._log.info(state.value, **({"reason": detail} if gone else {}))
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
         if state is SessionState.COMPLETE:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
@@ -346,12 +416,12 @@ class Session:
         self.changes.notify()
         self.on_news()
 
-    def _write(self, state: SessionState, **facts: int | str) -> None:
+    def _write(self, state: SessionState, **facts: object) -> None:
         """Into the journal. What is not ours to decide goes on without it: the source knows it, too."""
         try:
             self._journal.write(state, **facts)
         except OSError as error:
-            if state not in (SessionState.COMMITTED, SessionState.RUNNING, SessionState.ABORTED):
+            if state not in AFTER_COMMIT | {SessionState.ABORTED}:
                 raise
             self._log.error("not written down", state=state, error=str(error))
 

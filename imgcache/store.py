@@ -53,6 +53,7 @@ class ImageStore:
         self._needed = Spans()  # that
         self._shared = Spans()  # what stands in the checkpoint more than once
         self._composes = False  # some image is composed
+        self.memory: StoredImage | None = None  #: post-copy: pages that follow, in the order in which they come
         self._unzip = zstandard.ZstdDecompressor()
 
     def __len__(self) -> int:
@@ -168,6 +169,13 @@ class ImageStore:
     def _kept(self, extent: Extent) -> bool:
         """Whether bytes of a round before were not given back."""
         return not self.arena.owns(extent) or self._needed.covers(extent)
+
+    def expect_memory(self, number: int) -> StoredImage:
+        """Pages of the process will follow as bytes of that number, which is no image of any round."""
+        if self.memory is not None or number in self._by_number:
+            raise RemoteProtocolError(f"memory announced as number {number}, which is in use, or announced before")
+        self.memory = self._by_number[number] = StoredImage("pages-following.img")
+        return self.memory
 
     def end(self, message: EndImage) -> StoredImage:
         """An image has been sent whole."""
@@ -317,8 +325,9 @@ class ImageStore:
         return image
 
     def _unsealed(self, number: int) -> StoredImage:
-        self._check_open()
         image = self.numbered(number)
+        if image is not self.memory:
+            self._check_open()
         if image.sealed:
             raise RemoteProtocolError(f"{image.name}: bytes after its end")
         return image

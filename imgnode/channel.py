@@ -220,6 +220,10 @@ class Channel:
         """Wait until everything sent so far has been processed by the other side."""
         await self._room.wait_until(lambda: not any(True for _ in self._sequencer.unacknowledged()))
 
+    async def wait_acknowledged(self, most: int) -> None:
+        """Wait until at most `most` bytes are sent and not acknowledged."""
+        await self._room.wait_until(lambda: self._sequencer.in_flight <= most)
+
     async def say_bye(self) -> None:
         """Tell the other side that nothing more will come, if it still listens."""
         async with self._send_lock:

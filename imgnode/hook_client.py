@@ -33,6 +33,15 @@ class CriuWatch:
         if fd is not None:
             os.close(fd)
 
+    def keep_alone(self) -> None:
+        """Close every descriptor but this one: those of CRIU's must not be kept open by who only watches."""
+        kept = os.dup2(self._fd, 3) if self._fd is not None and self._fd != 3 else self._fd
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(nowhere, fd)
+        os.closerange(4 if kept is not None else 3, os.sysconf("SC_OPEN_MAX"))
+        self._fd = kept
+
     def died_within(self, milliseconds: int) -> bool:
         """Whether CRIU is dead, or dies within that time."""
         if self._fd is None:

@@ -146,7 +146,7 @@ async def follow(session: SourceSession, display: Display) -> None:
     while True:
         phase = _phase(session)
         if phase != shown:
-            display.phase(phase)
+            display.phase(_text(session, phase))
             shown = phase
         display.progress(session.sender.size, session.config.need)
         with trio.move_on_after(REFRESH):
@@ -159,11 +159,22 @@ def _differs(session: SourceSession, shown: str) -> Callable[[], bool]:
 
 def _phase(session: SourceSession) -> str:
     state = session.view.state
+    if state is SessionState.FOLLOWING:
+        return str(state) if session.channel.connected else "following, but cut off"
     if state is not SessionState.RECEIVING:
         return str(state)
     if not session.channel.connected:
         return "reconnecting"
     return "connected" if session.ingest.started_at is None else "dumping"
+
+
+def _text(session: SourceSession, phase: str) -> str:
+    """What a person is told when that phase begins."""
+    if session.view.state is not SessionState.FOLLOWING or session.post_copy is None:
+        return phase
+    left, total = show_size(session.post_copy.left), show_size(session.post_copy.total)
+    link = "" if session.channel.connected else "; the link is cut and will be made again"
+    return f"runs there, {left} of {total} still here{link}; this node must stay up"
 
 
 def _print_lines(summary: Summary) -> None:

@@ -8,6 +8,7 @@ The proxy gives its word ("kill") once and then only watches: the hook writes th
 in between, the truth is which tasks are dead.
 """
 
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -24,7 +25,7 @@ from imgnode.proc import ProcessId
 from imgnode.signalling import Changes
 from imgproxy.source import CacheView, LinkLost, SessionAborted
 from imgwire.errors import RemoteProtocolError
-from imgwire.states import SessionState
+from imgwire.states import AFTER_COMMIT, SessionState
 from transform.errors import TransformError
 
 #: What makes a hand-over fail without anything being wrong in this program.
@@ -64,6 +65,7 @@ class HandoverPolicy:
     wait_for: WaitFor = WaitFor.AUTO
     timeout: float = 300.0  #: seconds that the tasks may stay frozen for the hand-over
     one_attempt: bool = False  #: a failed restore ends it (migrate); else another may be started
+    lazy: bool = False  #: the process runs there before its memory is over: the tree is killed when that is
     kills: bool = True  #: the hook kills the tree; False: the images are only kept, CRIU does as it was told
 
 
@@ -77,6 +79,7 @@ class Handover:
         self.reason = ""
         self.changes = Changes()
         self.times: dict[str, float] = {}
+        self.serving = False  #: CRIU was told to serve the pages that may follow
         self._journal, self._view, self._policy = journal, view, policy
         self._finish_images = finish_images
         self._announced: set[ProcessId] = set()
@@ -121,8 +124,19 @@ class Handover:
             await self._finish_images()
             self.times["images-sent"] = trio.current_time()
             await self._view.wait_for(lambda: self._view.state is not SessionState.RECEIVING)
-            if self._waits_for_restored():
+            if not self._policy.lazy and self._waits_for_restored():
                 await self._wait_restored()
+
+    async def restored_there(self) -> bool:
+        """Post-copy, with the images there: wait until all is restored and waits for the commit; False: aborted."""
+        try:
+            with trio.fail_after(self._policy.timeout):
+                await self._wait_restored()
+        except trio.TooSlowError:
+            self.abort(self._too_slow())
+        except (RestoreFailed, *FAILURES) as error:
+            self.abort(str(error))
+        return self.decision is Decision.WAITING
 
     def _waits_for_restored(self) -> bool:
         there = self._view.detail
@@ -146,6 +160,11 @@ class Handover:
         self.times["post-dump"] = trio.current_time()
         if not await self._prepared(gone):
             await say({"decision": "stop", "reason": self.reason})
+            return
+        if self._policy.lazy:
+            await say({"decision": "serve", "proxy": os.getpid()})
+            self.serving = True
+            self.changes.notify()
             return
         if not self._policy.kills:
             self.commit()
@@ -190,9 +209,8 @@ class Handover:
 
     async def _until_cache_knows(self) -> None:
         """While the hook waits it watches over us: if we die now, it starts a recovery in our place."""
-        known = (SessionState.COMMITTED, SessionState.RUNNING)
         with trio.move_on_after(HOOK_GUARD):
-            await self._view.changes.wait_until(lambda: self._view.state in known)
+            await self._view.changes.wait_until(lambda: self._view.state in AFTER_COMMIT)
 
     def _too_slow(self) -> str:
         wanted = "hold all images" if self._view.state is SessionState.RECEIVING else "restore the process"

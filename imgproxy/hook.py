@@ -62,6 +62,9 @@ def _hand_over(action: Action) -> int:
         return _refuse("criu died") if watch.died_within(0) else _proxy_is_gone(session)
     if answer["decision"] == "done":
         return 0
+    if answer["decision"] == "serve":
+        _watch_over(int(answer["proxy"]), Journal(session["journal"], session["session"]))
+        return 0
     if answer["decision"] != "kill":
         return _refuse(str(answer.get("reason")))
     return _end_tree(action, Journal(session["journal"], session["session"]), watch)
@@ -114,6 +117,18 @@ def _write_aborted(journal: Journal, reason: str) -> None:
         journal.write("aborted", reason=reason)
     except OSError as error:
         print(f"imgproxy hook: {error}", file=sys.stderr)
+
+
+def _watch_over(proxy: int, journal: Journal) -> None:
+    """Post-copy: CRIU goes on, to serve pages. If the proxy dies before it is done, start a recovery in its place."""
+    watch = CriuWatch(proxy)
+    if os.fork() == 0:
+        os.setsid()
+        watch.keep_alone()
+        watch.died_within(-1)
+        if os.path.exists(journal.path):
+            _recover(journal)
+        os._exit(0)
 
 
 def _recover(journal: Journal) -> None:

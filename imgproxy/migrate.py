@@ -4,6 +4,7 @@ Everything that can be checked is checked before the process is frozen: both nod
 `criu restore` at the destination has started and waits for its images.
 """
 
+import socket
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import trio
 from imgnode import proc
 from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
+from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, problems
 from imgproxy.capture import DUMP_ENDED
 from imgproxy.convergence import Convergence
@@ -23,11 +25,13 @@ from imgproxy.handover import Decision
 from imgproxy.hook import SCRIPT
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.near_live import Rounds, run_criu
+from imgproxy.post_copy import PostCopy
 from imgproxy.session import SourceSession
 from imgproxy.source import CacheView, LinkLost, SessionAborted
 from imgproxy.summary import summarise
 from imgwire import messages
 from imgwire.errors import RemoteProtocolError, UsageError
+from imgwire.states import SessionState
 
 #: Seconds for the destination to start criu restore.
 RESTORE_START = 30.0
@@ -58,12 +62,27 @@ def check_process(pid: int) -> int:
         raise UsageError(f"there is no process {pid}") from None
 
 
+def check_lazy(options: Sequence[str], *, wait_restored: bool, rounds: bool) -> None:
+    """UsageError for what cannot go with --lazy."""
+    if not wait_restored:
+        raise UsageError("--lazy: it must be restored there before it is given up here; leave --no-wait-restored out")
+    if rounds:
+        raise UsageError("--lazy: not together with --rounds; leave one of them out")
+    if "--tcp-established" in options:
+        raise UsageError(
+            "--lazy: criu would unlock established TCP connections here while the process is not whole there; "
+            "leave --tcp-established out, or --lazy"
+        )
+
+
 async def migrate(session: SourceSession, config: MigrateConfig, display: Display) -> bool:
     """Migrate; True if the process runs at the destination, False if it runs on here."""
     options = split(config.options)
     async with session.opened() as nursery:
         display.phase("checking")
         await _check(session, config)
+        if session.post_copy is not None:
+            await session.post_copy.announce()
         await _start_restore(session, options.restore)
         nursery.start_soon(follow, session, display)
         await nursery.start(session.capture)
@@ -140,15 +159,41 @@ async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence
     own = ["-o", str(directory / LOG), "--action-script", str(directory / SCRIPT)]
     streamed = [config.criu, "dump", "--stream", "-D", str(directory), "-t", str(config.pid), *own, *options]
     try:
-        code = await (rounds.dump(*own) if rounds else run_criu(streamed))
+        if session.post_copy is not None:
+            code = await _dump_lazily(session, session.post_copy, streamed, config.pid)
+        else:
+            code = await (rounds.dump(*own) if rounds else run_criu(streamed))
     except OSError as error:
         session.handover.abort(f"{config.criu}: {error.strerror}")
         return ""
     if code == 0:
         return ""
-    reason = f"{_reason(directory / LOG) or f'exit code {code}'} (its log is kept as {session.config.journal / LOG})"
+    reason = _failure(session, code)
     session.handover.abort(f"criu dump failed: {reason}")
     return reason
+
+
+def _failure(session: SourceSession, code: int) -> str:
+    reason = _reason(session.config.directory / LOG) or f"exit code {code}"
+    return f"{reason} (its log is kept as {session.config.journal / LOG})"
+
+
+async def _dump_lazily(session: SourceSession, post_copy: PostCopy, words: Sequence[str], pid: int) -> int:
+    """Run criu dump, which serves the memory that follows, until that is over; its exit code."""
+    ours, theirs = socket.socketpair()
+    lazily = ["--lazy-pages", "--leave-running", "--ps-socket", str(theirs.fileno())]
+    code = 0
+    with theirs:
+        async with flat_nursery() as nursery:
+
+            async def follow() -> None:
+                with trio.socket.from_stdlib_socket(ours) as sock:
+                    await post_copy.run(sock, pid)
+
+            nursery.start_soon(follow)
+            code = await run_criu([*words, *lazily], [theirs.fileno()], theirs.close)
+            post_copy.criu_ended(f"criu dump failed: {_failure(session, code)}" if code else DUMP_ENDED)
+    return code
 
 
 def _reason(log: Path) -> str | None:
@@ -157,6 +202,8 @@ def _reason(log: Path) -> str | None:
 
 async def _wait_running(session: SourceSession) -> None:
     """The process belongs to the destination; see it run, or say that it is not known."""
+    if session.view.state is SessionState.LOST:
+        return
     try:
         await session.wait_settled()
     except (LinkLost, SessionAborted) as error:

@@ -31,7 +31,9 @@ async def tracks_changes(criu: str) -> bool:
     return await Criu(criu).check_feature(FEATURE)
 
 
-async def run_criu(words: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
+async def run_criu(
+    words: Sequence[str], pass_fds: Sequence[int] = (), started: Callable[[], None] = lambda: None
+) -> int:
     """Run CRIU to its end; its exit code. It is never ended by us: it may hold a frozen process."""
     process = await trio.lowlevel.open_process(
         list(words),
@@ -41,6 +43,7 @@ async def run_criu(words: Sequence[str], pass_fds: Sequence[int] = ()) -> int:
         start_new_session=True,
         pass_fds=pass_fds,
     )
+    started()
     try:
         return await process.wait()
     finally:

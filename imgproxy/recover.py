@@ -10,6 +10,7 @@ machine by its id: a journal that was carried elsewhere says nothing about who l
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -22,6 +23,8 @@ from imgproxy.dialer import FIRST_PAUSE, LAST_PAUSE, CannotConnect, Dialer
 from imgproxy.handover import outcome
 from imgproxy.hook import SCRIPT, SOCKET
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
+from imgproxy.recover_stopped import STOPPED, conclude, state_there, stopped_tree
+from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 
 
@@ -35,9 +38,12 @@ class Recovered:
     told: bool
     detail: str = ""
     died: bool = False  #: with this machine, before it was given up
+    stopped: bool = False  #: it was interrupted while memory followed; `detail` says all
 
     def line(self) -> str:
         """For people."""
+        if self.stopped:
+            return f"{self.name}: {self.detail}"
         if self.died and not self.committed:
             return f"{self.name}: the process died with this machine; the cache cannot bring it back ({self.detail})"
         where = "runs at the destination" if self.committed else "stays here"
@@ -52,31 +58,60 @@ def unfinished(directory: Path, session: str | None = None) -> list[Journal]:
     return [one for one in found if session in (None, one.session) and not _in_work(one)]
 
 
-async def recover(journal: Journal, dialer: Dialer, patience: float) -> Recovered:
-    """Finish one session. Tries for `patience` seconds to reach the cache."""
+async def recover(journal: Journal, dialer: Dialer, patience: float, *, run_here: bool = False) -> Recovered:
+    """Finish one session. Tries for `patience` seconds to reach the cache. `run_here`: let a process that was lost
+    there run on here."""
     name = str(journal.fact("name"))
+    if journal.state == STOPPED:
+        return await _recover_stopped(journal, name, dialer, patience, run_here=run_here)
+    if run_here:
+        raise UsageError(f"{name}: --run-here is for a process whose memory was following it to the destination")
     died = died_with_machine(journal)
     committed = died or await trio.to_thread.run_sync(outcome, journal)
     _clear(Path(str(journal.fact("directory"))), temporary=bool(journal.fact("temporary")))
     resolve = Resolve(journal.session, committed, str(journal.fact("reason") or "recovered by the source"))
+    try:
+        state = await _asked(dialer, resolve, patience)
+    except SessionRefused as error:
+        # Fine for an aborted session, grave for a committed one; for a dead process there is nothing left to do.
+        if died or not committed:
+            journal.remove()
+        return Recovered(journal.session, name, committed and not died, not committed, str(error), died)
+    except CannotConnect as error:
+        return Recovered(journal.session, name, committed, told=False, detail=str(error))
+    journal.remove()
+    return Recovered(journal.session, name, committed, told=True, detail=state)
+
+
+async def _recover_stopped(
+    journal: Journal, name: str, dialer: Dialer, patience: float, *, run_here: bool
+) -> Recovered:
+    _clear(Path(str(journal.fact("directory"))), temporary=bool(journal.fact("temporary")))
+
+    async def ask(resolve: Resolve) -> str:
+        return await _asked(dialer, resolve, patience)
+
+    try:
+        state = await state_there(journal, ask)
+    except (CannotConnect, SessionRefused) as error:
+        whole = "whole here, and stopped" if stopped_tree(journal) else "gone here"
+        detail = f"the process is {whole}; whether it runs there the cache does not say: {error}"
+        return Recovered(journal.session, name, committed=True, told=False, detail=detail, stopped=True)
+    settled, detail = await trio.to_thread.run_sync(partial(conclude, journal, state, run_here=run_here))
+    return Recovered(journal.session, name, committed=True, told=settled, detail=detail, stopped=True)
+
+
+async def _asked(dialer: Dialer, resolve: Resolve, patience: float) -> str:
+    """The cache's answer. CannotConnect after `patience` seconds, SessionRefused."""
     give_up_at, pause = trio.current_time() + patience, FIRST_PAUSE
     while True:
         try:
-            state = await dialer.resolve(resolve)
-        except SessionRefused as error:
-            # Fine for an aborted session, grave for a committed one; for a dead process there is nothing left to do.
-            if died or not committed:
-                journal.remove()
-            settled = not committed
-            return Recovered(journal.session, name, committed and not died, settled, str(error), died)
-        except CannotConnect as error:
+            return await dialer.resolve(resolve)
+        except CannotConnect:
             if trio.current_time() + pause > give_up_at:
-                return Recovered(journal.session, name, committed, told=False, detail=str(error))
+                raise
             await trio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
-        else:
-            journal.remove()
-            return Recovered(journal.session, name, committed, told=True, detail=state)
 
 
 def died_with_machine(journal: Journal) -> bool:

@@ -23,7 +23,7 @@ from imgnode.pipes import enlarge, read_some
 from imgproxy.compression import THREADS, Compression
 from imgproxy.outgoing import Outgoing
 from imgwire.frames import MAX_DATA
-from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, OpenImage
+from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, MemoryFollows, OpenImage
 from imgwire.names import image_kind, is_pages
 from transform.chain import COLLECTED_LIMIT, Chain
 from transform.errors import TransformError
@@ -32,6 +32,9 @@ from transform.memory import PageStore
 if TYPE_CHECKING:
     from imgproxy.dedup import PageCounts, Scanned
     from imgproxy.page_sender import PageSender
+
+#: What pages that follow the process count as, among the images.
+MEMORY = "pages-following.img"
 
 
 @dataclass
@@ -77,6 +80,7 @@ class ImageSender:
         self._limiter = trio.CapacityLimiter(THREADS)
         self._transforming = trio.Lock()
         self._dedup = _deduplicating(out, compression) if dedup else None
+        self.on_small: Callable[[str, bytes], None] = lambda _name, _data: None  #: sees small images as they go out
 
     @property
     def size(self) -> int:
@@ -160,6 +164,17 @@ class ImageSender:
             await self._send_chunk(image, data[start : start + MAX_DATA], digest)
         await self._end(image, digest)
 
+    async def announce_memory(self) -> SentImage:
+        """Post-copy: part of the memory will follow, by `send_memory`."""
+        memory = SentImage(MEMORY, self._next_number, self._metrics.image_bytes.labels("out", image_kind(MEMORY)))
+        self._next_number += 1
+        await self._out.send(MemoryFollows(memory.number))
+        return memory
+
+    async def send_memory(self, memory: SentImage, fd: int) -> None:
+        """Send the pages that come through the pipe `fd`, until its end. `Pages` must tell of them before."""
+        await self._pump_pages(memory, fd)
+
     async def finish(self, store: PageStore, variant: str = "") -> None:
         """Every image has come: let the transforms do the rest, then declare the set complete.
 
@@ -194,6 +209,7 @@ class ImageSender:
 
     async def _send_chunk(self, image: SentImage, data: bytes, digest: "xxhash.xxh3_128") -> None:
         digest.update(data)
+        self.on_small(image.name, data)
         await self._out.send_bytes(image.number, image.size, data)
         self._count(image, len(data))
 

@@ -35,12 +35,13 @@ from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.ingest.stream import StreamIngest
+from imgproxy.post_copy import PostCopy
 from imgproxy.sender import ImageSender
-from imgproxy.source import CacheView, RemotePages
+from imgproxy.source import CacheView, LinkLost, RemotePages
 from imgwire import messages
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.names import MAX_DEFAULT_SESSION_NAME, check_session_name
-from imgwire.states import SessionState
+from imgwire.states import AFTER_COMMIT, SessionState
 from transform.chain import Chain
 
 #: Seconds for the cache to take note of how a session ended before that is left to `imgproxy recover`.
@@ -112,6 +113,12 @@ class SourceSession:
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
         self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
+        self.post_copy: PostCopy | None = None
+        if config.policy.lazy:
+            self.post_copy = PostCopy(
+                self.channel, self.sender, self.view, self.handover, self.journal, self._ask_what_became_of_it
+            )
+            self.sender.on_small = self.post_copy.see
         self.destination: NodeFacts | None = None
         self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
@@ -162,6 +169,11 @@ class SourceSession:
         return self.view.state is SessionState.RUNNING or (
             self.view.state is SessionState.COMMITTED and not waited_for_restore
         )
+
+    @property
+    def memory_left(self) -> bool:
+        """Whether the process, given up here, still needs memory that is here."""
+        return self.config.policy.lazy and not self.settled
 
     async def wait_settled(self) -> None:
         """After the commit: wait for the cache to have it, or to run it. LinkLost, SessionAborted."""
@@ -215,6 +227,21 @@ class SourceSession:
             with trio.CancelScope(shield=True):
                 await self._farewell()
 
+    async def _ask_what_became_of_it(self) -> str:
+        """The cache has been restarted while memory followed; its state there, once that is settled. LinkLost."""
+        resolve = messages.Resolve(self.identity, True)
+        while True:
+            try:
+                state = await self.config.dialer.resolve(resolve)
+            except SessionRefused as error:
+                raise LinkLost(str(error)) from error
+            except CannotConnect as error:
+                _log.debug("the cache cannot be reached yet", error=str(error))
+            else:
+                if state in (SessionState.RUNNING, SessionState.LOST):
+                    return state
+            await trio.sleep(FAREWELL_PAUSE)
+
     async def _farewell(self) -> None:
         """Tell the cache how it ended. What cannot be told now stays in the journal."""
         await self.handover.changes.wait_until(lambda: self.handover.decision is not Decision.DECIDING)
@@ -222,8 +249,8 @@ class SourceSession:
         if self.handover.decision is Decision.WAITING:
             self.handover.abort("imgproxy ended before the hand-over")
         told = await self._tell(messages.Commit() if committed else messages.Abort(self.handover.reason))
-        self._told = told
-        if told and not self.config.temporary:
+        self._told = told and not (committed and self.config.policy.lazy and not self.settled)
+        if self._told and not self.config.temporary:
             self.forget()
         if not told:
             _log.error("the cache could not be told how the session ended: run `imgproxy recover`", session=self.name)
@@ -240,7 +267,7 @@ class SourceSession:
         await self.channel.send(messages.Commit())
 
     async def _tell(self, word: messages.Commit | messages.Abort) -> bool:
-        wanted = (SessionState.COMMITTED, SessionState.RUNNING, SessionState.ABORTED)
+        wanted = AFTER_COMMIT | {SessionState.ABORTED}
         with trio.move_on_after(FAREWELL):
             if self.view.lost:
                 return await self._tell_again(isinstance(word, messages.Commit))

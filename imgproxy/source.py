@@ -1,5 +1,6 @@
 """What the source knows of its session at the cache: its state, the answers to what was asked, read-back and patch."""
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,7 +14,10 @@ from imgproxy.sender import ImageSender, SentImage
 from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.frames import MAX_DATA
-from imgwire.states import SessionState
+from imgwire.states import RUNS_THERE, SessionState
+
+#: Places in which pages may be wanted at once: a thread each that waits, in all processes of a big tree.
+MAX_WANTED = 1 << 16
 
 
 class LinkLost(Exception):
@@ -35,6 +39,7 @@ class CacheView:
     restore_failures: list[str] = field(default_factory=list)
     lost: str = ""  #: why there is no link any more
     times: dict[str, float] = field(default_factory=dict)  #: when each state was heard of, by trio's clock
+    wanted: deque[messages.WantPages] = field(default_factory=deque)  #: pages that the process there waits for
     _replies: dict[int, messages.Reply] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
 
@@ -43,14 +48,16 @@ class CacheView:
         match message:
             case messages.Reply():
                 self._replies[message.request] = message
+            case messages.WantPages():
+                if len(self.wanted) >= MAX_WANTED:
+                    raise RemoteProtocolError(f"the cache wants pages in more than {MAX_WANTED} places at once")
+                self.wanted.append(message)
             case messages.State("restore-failed", detail):
                 self.restore_failures.append(detail)
             case messages.State("restore-ready", _):
                 self.restore_ready = True
             case messages.State(state, detail):
-                self.state, self.detail = _state(state), detail
-                ago = _seconds(detail) if self.state is SessionState.RUNNING else 0.0
-                self.times[state] = trio.current_time() - ago
+                self.learn(_state(state), detail)
             case _:
                 raise LocalProtocolError(f"{type(message).__name__} reached a proxy")
         self.changes.notify()
@@ -58,6 +65,13 @@ class CacheView:
     async def on_data(self, payload: Payload) -> None:
         """No cache sends image data."""
         raise LocalProtocolError("image data reached a proxy")
+
+    def learn(self, state: SessionState, detail: str) -> None:
+        """The session is in that state there."""
+        self.state, self.detail = state, detail
+        ago = _seconds(detail) if state in RUNS_THERE and detail else 0.0
+        self.times[state] = trio.current_time() - ago
+        self.changes.notify()
 
     def lose(self, reason: str) -> None:
         """There will be no more words from the cache."""

@@ -58,7 +58,7 @@ def summarise(session: SourceSession) -> Summary:
     """The summary of a session that has ended."""
     marks = _marks(session)
     start, sent = marks.get("dump"), marks.get("sent")
-    running = session.view.times.get("running")
+    running = _running(session)
     rounds = session.sender.round_sizes()
     return Summary(
         session=session.name,
@@ -74,6 +74,12 @@ def summarise(session: SourceSession) -> Summary:
         phases=_phases(marks),
         reconnects=max(0, session.channel.reconnects),
     )
+
+
+def _running(session: SourceSession) -> float | None:
+    """When it began to run there, with all its memory or with the first of it."""
+    times = session.view.times
+    return times.get("following", times.get("running"))
 
 
 def _marks(session: SourceSession) -> dict[str, float]:

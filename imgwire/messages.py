@@ -13,6 +13,7 @@ from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.names import check_image_name, check_session_name, check_snapshot
 from imgwire.packing import build, pack, unpack
+from imgwire.page_server_messages import MAX_ADDRESS, MAX_ASKED_PAGES, PAGE_SIZE, check_pid
 
 #: Version of the link spoken here, and the oldest still understood.
 VERSION = 1
@@ -203,6 +204,26 @@ class Restore:
 
 
 @dataclass(frozen=True)
+class MemoryFollows:
+    """Post-copy: part of the memory stays at the source until the process runs here. Its pages come as the bytes of
+    number `image`, which is no image of the dump; `Pages` says which they are. Sent before `Restore`."""
+
+    image: int
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The next `pages` pages among the bytes of `MemoryFollows` are those of process `pid`, from `address` on."""
+
+    pid: int
+    address: int
+    pages: int
+
+    def __post_init__(self) -> None:
+        _check_pages(self.pid, self.address, self.pages)
+
+
+@dataclass(frozen=True)
 class CheckCpu:
     """Would this `cpuinfo.img` of the source pass `criu cpuinfo check` at the destination?"""
 
@@ -251,6 +272,18 @@ class State:
     detail: str = ""
 
 
+@dataclass(frozen=True)
+class WantPages:
+    """The process waits for these pages, or soon will: send them before others."""
+
+    pid: int
+    address: int
+    pages: int
+
+    def __post_init__(self) -> None:
+        _check_pages(self.pid, self.address, self.pages)
+
+
 ToCache = (
     BeginRound
     | DropRound
@@ -261,12 +294,14 @@ ToCache = (
     | Patch
     | Sync
     | Restore
+    | MemoryFollows
+    | Pages
     | CheckCpu
     | ImagesComplete
     | Commit
     | Abort
 )
-ToProxy = Reply | State
+ToProxy = Reply | State | WantPages
 Message = ToCache | ToProxy
 
 _NAMES: dict[type[Any], str] = {
@@ -284,12 +319,15 @@ _NAMES: dict[type[Any], str] = {
     Patch: "patch",
     Sync: "sync",
     Restore: "restore",
+    MemoryFollows: "memory",
+    Pages: "pages",
     CheckCpu: "cpu",
     ImagesComplete: "complete",
     Commit: "commit",
     Abort: "abort",
     Reply: "reply",
     State: "state",
+    WantPages: "want",
 }
 _GREETINGS = {"hello", "welcome", "refused", "resolve", "resolved"}
 _KINDS = {name: kind for kind, name in _NAMES.items()}
@@ -318,6 +356,12 @@ def _decode(raw: bytes, *, greeting: bool) -> Any:
     if not isinstance(name, str) or name not in _KINDS or (name in _GREETINGS) is not greeting:
         raise RemoteProtocolError(f"a {'greeting' if greeting else 'message'} named {name!r}")
     return build(_KINDS[name], fields)
+
+
+def _check_pages(pid: int, address: int, pages: int) -> None:
+    check_pid(pid)
+    if not 0 < pages <= MAX_ASKED_PAGES or address % PAGE_SIZE or address + pages * PAGE_SIZE > MAX_ADDRESS:
+        raise RemoteProtocolError(f"{pages} pages at {address:#x} of process {pid}")
 
 
 def _check_id(session: str) -> None:

@@ -39,8 +39,9 @@ from imgwire.page_server_messages import (
 
 #: Most pagemaps in a round: one for each process and each shared mapping. Bounds what we remember of them.
 MAX_PAGEMAPS = 1 << 16
-#: Most requests for pages that wait for their answer. Bounds what we remember of them.
-MAX_WAITING = 4096
+#: Most requests for pages that wait for their answer: one for each thread, and more in a process that has 65,000 would
+#: be a first. Bounds what we remember of them.
+MAX_WAITING = 1 << 16
 
 _NUMBER = struct.Struct("<i")
 

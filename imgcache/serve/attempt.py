@@ -18,7 +18,7 @@ from imgnode.criu import cause
 from imgnode.nursery import flat_nursery
 from imgnode.process import watch
 from imgwire.errors import RemoteProtocolError
-from imgwire.states import SessionState
+from imgwire.states import RUNS_THERE, SessionState
 
 _log = structlog.get_logger()
 
@@ -60,7 +60,7 @@ async def attend(
             await serve(leftovers)
             let_go()
             if criu:
-                await session.changes.wait_until(lambda: session.state is SessionState.RUNNING)
+                await session.changes.wait_until(lambda: session.state in RUNS_THERE)
     except* (RemoteProtocolError, OSError) as errors:  # what one CRIU did wrong is no other session's business
         for error in errors.exceptions:
             _log.warning("criu restore is not served any further", session=session.name, error=str(error))
@@ -119,7 +119,7 @@ async def _runs(session: Session, leftovers: Leftovers) -> bool:
 
 
 def _is_running(session: Session) -> bool:
-    return session.state is SessionState.RUNNING
+    return session.state in RUNS_THERE
 
 
 def _reason(log: Path, criu: int) -> str:

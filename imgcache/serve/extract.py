@@ -28,6 +28,8 @@ async def extract(session: "Session", directory: Path) -> int:
     """Write the images of a complete session to `directory`; return how many."""
     if session.state not in _READY or session.revived:
         raise UsageError(f"session {session.name} is {session.state}: its images are not all here")
+    if session.memory is not None:
+        raise UsageError(f"session {session.name} has memory that only follows the process (migrate --lazy)")
     with session.reading():
         await write_images(session.store, directory)
     return len(session.store)
@@ -50,7 +52,7 @@ def _write_into(store: ImageStore, directory: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=".extract-", dir=directory))
     try:
         for image in store:
-            _write_image(staging / image.name, list(image.extents()))
+            write_image(staging / image.name, list(image.extents()))
         for image in sorted(store, key=lambda image: image.name == LAST_IMAGE):
             (staging / image.name).replace(directory / image.name)
     finally:
@@ -63,7 +65,7 @@ def _write_all(store: ImageStore, directory: Path) -> None:
     staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         for image in store:
-            _write_image(staging / image.name, list(image.extents()))
+            write_image(staging / image.name, list(image.extents()))
         if directory.exists():
             for path in staging.iterdir():
                 path.rename(directory / path.name)
@@ -73,7 +75,8 @@ def _write_all(store: ImageStore, directory: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _write_image(path: Path, extents: list[Extent]) -> None:
+def write_image(path: Path, extents: list[Extent]) -> None:
+    """Write these bytes to a new file."""
     with path.open("xb") as file:
         for extent in extents:
             offset, left = extent.offset, extent.length

@@ -19,7 +19,7 @@ from imgproxy.commands import options as given
 from imgproxy.commands.running import exit_code, run, telling_if_stopped, wait_for
 from imgproxy.display import choose
 from imgproxy.handover import HandoverPolicy
-from imgproxy.migrate import LOG, MigrateConfig, check_process, migrate
+from imgproxy.migrate import LOG, MigrateConfig, check_lazy, check_process, migrate
 from imgproxy.session import SourceConfig, SourceSession
 
 
@@ -45,6 +45,7 @@ def migrate_command(
     insecure: given.Insecure = False,
     rounds: Annotated[str, typer.Option(help="Pre-dumps: how many, or auto: as long as they pay.")] = "0",
     downtime_target: Annotated[float, typer.Option(help="Seconds frozen that are few enough for --rounds auto.")] = 0.3,
+    lazy: Annotated[bool, typer.Option("--lazy", help="Post-copy: run there at once, the memory follows.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     verbose: given.Verbose = 0,
 ) -> None:
@@ -56,13 +57,15 @@ def migrate_command(
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
         convergence = await given.convergence(rounds, downtime_target, criu)
+        if lazy:
+            check_lazy(context.args, wait_restored=wait_restored, rounds=convergence is not None)
         with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
                 dialer=given.dialer(parse_address(to), tls, insecure=insecure),
                 directory=directory,
                 journal=journals,
                 name=session,
-                policy=HandoverPolicy(wait_for(wait_restored), timeout, one_attempt=True),
+                policy=HandoverPolicy(wait_for(wait_restored), timeout, one_attempt=True, lazy=lazy),
                 compress=compress,
                 limit_rate=given.rate(limit_rate),
                 dedup=convergence is not None if dedup is None else dedup,

@@ -17,6 +17,9 @@ def recover_command(
     ] = None,
     journal: given.JournalDirectory = None,
     directory: Annotated[Path | None, typer.Option("-D", "--images-dir", help="As given to imgproxy.")] = None,
+    run_here: Annotated[
+        bool, typer.Option("--run-here", help="Let a process that post-copy has lost there run on here.")
+    ] = False,
     patience: Annotated[float, typer.Option(help="Seconds to try to reach each cache.")] = 60.0,
     verbose: given.Verbose = 0,
 ) -> None:
@@ -27,7 +30,7 @@ def recover_command(
         place = journal or (directory / "journal" if directory else given.default_journal())
         untold = 0
         for one in unfinished(place.absolute(), session):
-            result = await recover(one, given.dialer_from_journal(one), patience)
+            result = await recover(one, given.dialer_from_journal(one), patience, run_here=run_here)
             print(result.line())
             untold += not result.told
         return 1 if untold else 0

@@ -62,6 +62,11 @@ def telling_if_stopped(session: SourceSession) -> Iterator[None]:
         where = (
             "after the hand-over: the process belongs to the destination" if committed else "the process runs on here"
         )
+        if committed and session.memory_left:
+            where = (
+                "the process runs at the destination, and memory that it needs is still here, in stopped processes: "
+                "`imgproxy recover` says what can be done"
+            )
         _log.warning(f"stopped; {where}")
         raise
 

@@ -20,6 +20,8 @@ numbers = st.integers(0, 2**63)
 text = st.text(max_size=60)
 paths = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 facts = st.dictionaries(text, st.none() | st.booleans() | numbers | text | st.binary(max_size=9), max_size=4)
+pids = st.integers(1, 1 << 22)
+addresses = st.integers(0, 1 << 44).map(lambda page: page << 12)
 
 hellos = st.builds(
     messages.Hello,
@@ -58,6 +60,8 @@ to_cache = st.one_of(
     st.builds(messages.Patch, image=numbers, offset=numbers, data=st.binary(min_size=1, max_size=300)),
     st.builds(messages.Sync, request=numbers),
     st.builds(messages.Restore, options=st.lists(text, max_size=5).map(tuple)),
+    st.builds(messages.MemoryFollows, image=numbers),
+    st.builds(messages.Pages, pid=pids, address=addresses, pages=st.integers(1, 2048)),
     st.builds(messages.CheckCpu, request=numbers, cpuinfo=st.binary(max_size=100)),
     st.builds(messages.ImagesComplete, images=numbers, size=numbers, variant=text),
     st.just(messages.Commit()),
@@ -66,6 +70,7 @@ to_cache = st.one_of(
 to_proxy = st.one_of(
     st.builds(messages.Reply, request=numbers, data=st.binary(max_size=100), error=text),
     st.builds(messages.State, state=text, detail=text),
+    st.builds(messages.WantPages, pid=pids, address=addresses, pages=st.integers(1, 2048)),
 )
 
 

@@ -105,3 +105,15 @@ def test_the_widest_messages_fit_a_frame() -> None:
 def test_a_version_below_the_oldest_is_refused() -> None:
     with pytest.raises(RemoteProtocolError, match="below its oldest"):
         messages.Hello(IDENTITY, "x", version=1, oldest=2)
+
+
+@pytest.mark.parametrize("kind", [messages.Pages, messages.WantPages])
+@pytest.mark.parametrize(
+    ("pid", "address", "pages"),
+    [(0, 4096, 1), (1 << 23, 4096, 1), (7, 4097, 1), (7, 4096, 0), (7, 4096, 2049), (7, (1 << 57) - 4096, 2)],
+)
+def test_pages_that_no_process_has(
+    kind: type[messages.Pages | messages.WantPages], pid: int, address: int, pages: int
+) -> None:
+    with pytest.raises(RemoteProtocolError):
+        kind(pid, address, pages)

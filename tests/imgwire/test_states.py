@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from imgwire.errors import LocalProtocolError
-from imgwire.states import SessionState, advance, is_final
+from imgwire.states import AFTER_COMMIT, RUNS_THERE, SessionState, advance, is_final
 
 pytestmark = pytest.mark.t0
 
@@ -19,6 +19,10 @@ ALLOWED = {
     ("restored", "committed"),
     ("restored", "aborted"),
     ("committed", "running"),
+    ("committed", "following"),
+    ("committed", "lost"),
+    ("following", "running"),
+    ("following", "lost"),
 }
 
 
@@ -32,7 +36,7 @@ def test_the_table(now: SessionState, then: SessionState) -> None:
 
 
 def test_the_final_states_are_those_that_nothing_follows() -> None:
-    assert {state for state in SessionState if is_final(state)} == {"running", "aborted"}
+    assert {state for state in SessionState if is_final(state)} == {"running", "lost", "aborted"}
 
 
 def test_after_the_commit_nothing_leads_back() -> None:
@@ -41,4 +45,5 @@ def test_after_the_commit_nothing_leads_back() -> None:
         state = ahead.pop()
         reached.add(state)
         ahead += [then for then in SessionState if (state, then) in ALLOWED and then not in reached]
-    assert reached == {SessionState.COMMITTED, SessionState.RUNNING}
+    assert reached == AFTER_COMMIT
+    assert RUNS_THERE < AFTER_COMMIT

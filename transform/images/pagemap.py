@@ -1,10 +1,17 @@
-"""Pagemap images, made: the extents of a task's memory and which image has the pages. Format: CRIU's pagemap.proto."""
+"""Pagemap images: the extents of a task's memory and which image has the pages. Format: CRIU's pagemap.proto."""
 
+import re
+from collections.abc import Iterator
+
+from transform.images.codec import scan
 from transform.images.kinds import COMMON_MAGIC, KINDS
 from transform.images.proto import memory_pb2
 
 _MAGIC = next(kind.magic for kind in KINDS if kind.name == "pagemap")
 _NARROW = 0xFFFFFFFF
+_PAGE_SIZE = 4096
+_PARENT, _LAZY, _PRESENT = 1, 2, 4  # PE_* of CRIU's pagemap.h
+_OF_TASK = re.compile(r"pagemap-(\d+)\.img")
 
 
 def encode_extent(address: int, pages: int, flags: int, *, wide: bool = False) -> bytes:
@@ -31,6 +38,25 @@ class PagemapWriter:
     def encode(self) -> bytes:
         """The image."""
         return b"".join(self._parts)
+
+
+def task_of(name: str) -> int | None:
+    """Whose pagemap the image is, by its name: a pid in the tree's own namespace. None if it is no task's pagemap."""
+    found = _OF_TASK.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def is_wide(name: str, data: bytes) -> bool:
+    """Whether the pagemap counts pages in 64 bits, too, as CRIU does since 4.2."""
+    return any(entry.HasField("nr_pages") for entry in scan(name, data, memory_pb2.PagemapEntry))
+
+
+def extents_at_source(name: str, data: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end address of each extent whose pages `criu dump --lazy-pages` has kept. ImageError."""
+    for entry in scan(name, data, memory_pb2.PagemapEntry):
+        if entry.flags & _LAZY and not entry.flags & (_PARENT | _PRESENT):
+            pages = entry.nr_pages if entry.HasField("nr_pages") else entry.compat_nr_pages
+            yield entry.vaddr, entry.vaddr + pages * _PAGE_SIZE
 
 
 def _framed(raw: bytes) -> bytes:

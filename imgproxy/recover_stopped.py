@@ -1,0 +1,62 @@
+"""`imgproxy recover` after a crash in the middle of post-copy: the tree is stopped here, and whole.
+
+Where it runs is for the cache to say. It never runs on here because of a guess: only if the cache gives the session up,
+before it was committed there, or if a person says so, after it was lost there.
+"""
+
+from collections.abc import Awaitable, Callable
+
+from imgnode import proc
+from imgnode.greeting import SessionRefused
+from imgnode.journal import Journal
+from imgnode.proc import ProcessId
+from imgwire.errors import UsageError
+from imgwire.messages import Resolve
+from imgwire.states import SessionState
+
+#: The state of a journal from the moment that the tree is stopped until it is killed.
+STOPPED = "stopped"
+#: Seconds for SIGKILL to work on a stopped tree.
+KILL_TIMEOUT = 30.0
+
+Ask = Callable[[Resolve], Awaitable[str]]
+
+_TOLD = {
+    SessionState.LOST: "the process died at the destination before its memory was there; it is whole here, and "
+    "stopped. `imgproxy recover --run-here` lets it run on here, as it was when it was given up",
+    SessionState.FOLLOWING: "the process runs at the destination, and waits there for memory that is still here, in "
+    "stopped processes. `imgcache drop --force` ends it there; then `imgproxy recover --run-here` lets it run on here",
+}
+
+
+def stopped_tree(journal: Journal) -> list[ProcessId]:
+    """The tasks of the tree, as the journal has them, that exist still."""
+    return [task for task in (ProcessId(*fields) for fields in journal.fact("tree") or ()) if proc.is_alive(task)]
+
+
+async def state_there(journal: Journal, ask: Ask) -> SessionState:
+    """Where the session is at the cache, which gives it up if it was not committed there. CannotConnect."""
+    try:
+        return SessionState(await ask(Resolve(journal.session, False, "interrupted before the hand-over")))
+    except SessionRefused:
+        return SessionState(await ask(Resolve(journal.session, True)))
+
+
+def conclude(journal: Journal, state: SessionState, *, run_here: bool) -> tuple[bool, str]:
+    """Do what follows from the state at the cache: whether it is settled, and what to tell. Blocking."""
+    tree = stopped_tree(journal)
+    if state is SessionState.ABORTED or (run_here and state is SessionState.LOST):
+        journal.write("aborted", reason="taken back" if run_here else "recovered by the source")
+        proc.continue_tree(tree)
+        journal.remove()
+        return True, "the process runs on here" if tree else "the process is gone, here and there"
+    if state is SessionState.RUNNING:
+        proc.kill_tree(tree)
+        proc.wait_doomed(tree, KILL_TIMEOUT)
+        journal.remove()
+        return True, "the process runs at the destination, with all its memory"
+    if run_here:
+        raise UsageError(f"the session is {state} at the cache: the process would run twice; {_TOLD.get(state, '')}")
+    if not tree:
+        return False, f"the processes here are gone, and the session is {state} at the cache"
+    return False, _TOLD.get(state, f"the process is stopped here, and its session is {state} at the cache: try again")

@@ -1,0 +1,186 @@
+"""Post-copy (`imgproxy migrate --lazy`): the process runs there at once, its memory follows."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.integration.relay import relaying
+from tests.nodes import Ended, Node, Nodes, Program, assert_runs, migrate, start_cache, start_migrate, summary, until
+from tests.programs.selfcheck import SelfCheck
+
+pytestmark = pytest.mark.t2
+
+MIB = 1 << 20
+SLOW = ("--limit-rate", "20MB", "--compress", "off")  #: so that a test can act while memory follows
+
+
+async def test_a_tree_with_threads(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    check = await nodes.start_memcheck(a, size=8 * MIB, procs=3, threads=3)
+    cache = await start_cache(b, "--allow-restore", criu=criu)
+    done = await migrate(a, check.pid, cache.address, criu, "--lazy", "--json")
+    assert done.code == 0, done.output
+    await assert_runs(check, b)
+    told = summary(done)
+    assert told["outcome"] == "committed"
+    assert told["bytes_by_kind"]["pages-following"] > 3 * 8 * MIB, "all of it followed"
+    assert told["bytes_by_kind"]["pages"] < MIB, "but what cannot"
+    assert list(told["phases"])[-1] == "resume there"
+    phases = [line["phase"] for line in map(json.loads, done.stdout.splitlines()) if line["event"] == "phase"]
+    assert any(phase.startswith("runs there, ") and "this node must stay up" in phase for phase in phases)
+    await check.finish()
+    assert await cache.stop() == 0
+    await until(lambda: not a.processes(), "nothing to be left at the source")
+    assert not b.processes()
+    assert {path.name for path in (a.directory / "migrations").iterdir()} == {"dump.log"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_cuts_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu_latest: Path, seed: int) -> None:
+    size, cuts = 24 * MIB, 10
+    offsets = sorted(random.Random(seed).sample(range(MIB // 2, size), cuts))
+    check = await nodes.start_memcheck(a, size=size)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    async with relaying(cache.address, cuts=offsets) as relay:
+        done = await migrate(a, check.pid, relay.address, criu_latest, "--lazy", "--json", "--compress", "off")
+        assert done.code == 0, done.output
+        assert relay.cuts_made == cuts
+        assert summary(done)["reconnects"] == cuts
+        await assert_runs(check, b)
+
+
+async def _following(nodes: Nodes, a: Node, b: Node, criu: Path) -> tuple[SelfCheck, Program, Program]:
+    """A process whose memory is on its way."""
+    check = await nodes.start_memcheck(a, size=64 * MIB, procs=2)
+    cache = await start_cache(b, "--allow-restore", criu=criu)
+    migrating = start_migrate(a, check.pid, cache.address, criu, "--lazy", *SLOW)
+    await cache.wait_log("following")
+    return check, cache, migrating
+
+
+def _named(node: Node, words: str) -> list[int]:
+    return [pid for pid, line in node.processes().items() if words in line]
+
+
+def _stopped(pid: int) -> bool:
+    """Stopped, or held by criu, with a stop to come."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "State:\tT" in status or ("State:\tt" in status and "ShdPnd:\t0000000000040000" in status)
+
+
+async def _assert_whole_and_stopped(check: SelfCheck, a: Node, b: Node) -> None:
+    await until(lambda: not _memchecks(b, check), "nothing to run there")
+    assert len(_memchecks(a, check)) == check.procs
+    await until(lambda: all(map(_stopped, _memchecks(a, check))), "the tree to be stopped here")
+
+
+def _memchecks(node: Node, check: SelfCheck) -> list[int]:
+    return [pid for pid in check.pids() if pid in node.processes()]
+
+
+async def _recover(a: Node, *options: object) -> Ended:
+    return await a.run("imgproxy", "recover", "--journal", a.directory / "migrations", "--patience", 2, *options)
+
+
+async def test_criu_killed_while_it_serves(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    check, _, migrating = await _following(nodes, a, b, criu)
+    (dumping,) = _named(a, " dump ")
+    os.kill(dumping, signal.SIGKILL)
+    assert await migrating.wait() == 0, migrating.stderr
+    await assert_runs(check, b)
+
+
+@pytest.mark.parametrize("victim", [" lazy-pages ", "lazy_guard"])
+async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: str) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu)
+    os.kill(_named(b, victim)[-1], signal.SIGKILL)
+    assert await migrating.wait() == 3
+    assert "stopped" in migrating.stderr
+    await cache.wait_log("lost")
+    await _assert_whole_and_stopped(check, a, b)
+    told = await _recover(a)
+    assert told.code == 1
+    assert "--run-here" in told.stdout
+    await _assert_whole_and_stopped(check, a, b)
+    again = await _recover(a, "--run-here")
+    assert again.code == 0, again.output
+    await check.wait_progress()
+    await check.verify_memory()
+
+
+async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu)
+    await cache.kill9()
+    await _assert_whole_and_stopped(check, a, b)
+    cache = await start_cache(b, "--allow-restore", criu=criu, listen=cache.address)
+    assert await migrating.wait() == 3
+    assert "whole here, and stopped" in migrating.stderr
+    assert (await _recover(a, "--run-here")).code == 0
+    await check.wait_progress()
+    await check.verify_memory()
+
+
+async def test_the_proxy_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu)
+    await migrating.kill9()
+    await until(lambda: all(map(_stopped, _memchecks(a, check))), "the tree to be stopped here")
+    told = await _recover(a)
+    assert told.code == 1
+    assert "memory that is still here" in told.stdout
+    refused = await _recover(a, "--run-here")
+    assert refused.code == 2, "it would run twice"
+    dropped = await b.run("imgcache", "drop", "--force", "-D", b.directory, cache.log[-1]["session"])
+    assert dropped.code == 0, dropped.output
+    await cache.wait_log("lost")
+    await _assert_whole_and_stopped(check, a, b)
+    assert (await _recover(a, "--run-here")).code == 0
+    await check.wait_progress()
+    await check.verify_memory()
+
+
+async def test_the_cache_stops_when_the_memory_is_there(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu)
+    assert await cache.stop() == 0
+    assert await migrating.wait() == 0
+    await assert_runs(check, b)
+
+
+@pytest.mark.parametrize("victim", ["migrate", " dump ", " restore ", " lazy-pages ", "lazy_guard", "imgcache -D"])
+async def test_killed_before_the_commit(nodes: Nodes, a: Node, b: Node, criu_latest: Path, victim: str) -> None:
+    """At the moment that it is complete: nothing was given up, it runs on here."""
+    check = await nodes.start_memcheck(a, size=8 * MIB, procs=2)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    migrating = start_migrate(a, check.pid, cache.address, criu_latest, "--lazy", "--timeout", 10, "--reconnect", 1)
+    await cache.wait_log("complete")
+    for node in (a, b):
+        for pid in _named(node, victim):
+            os.kill(pid, signal.SIGKILL)
+    assert await migrating.wait() != 0
+    await _one_history(check, a, b)
+
+
+async def _one_history(check: SelfCheck, a: Node, b: Node) -> None:
+    """It runs here; or it had just been committed, and is whole and stopped here."""
+
+    def settled() -> bool:
+        return not _memchecks(b, check) and len(_memchecks(a, check)) == check.procs
+
+    await until(settled, "nothing to run there")
+    if any(map(_stopped, _memchecks(a, check))):
+        await _recover(a, "--run-here")
+    await check.wait_progress()
+    await check.verify_memory()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [(["--no-wait-restored"], "leave --no-wait-restored out"), (["--tcp-established"], "--tcp-established")],
+)
+async def test_refused(nodes: Nodes, a: Node, criu_latest: Path, options: list[str], reason: str) -> None:
+    check = await nodes.start_memcheck(a)
+    done = await migrate(a, check.pid, "127.0.0.1:1", criu_latest, "--lazy", *options)
+    assert done.code == 2
+    assert reason in done.stderr
