@@ -82,6 +82,7 @@ class Rounds:
     async def _pre_dump(self) -> RoundFigures | str:
         """One round; its figures, or why it failed."""
         began = trio.current_time()
+        self._ingest.prepare()
         await self._ingest.begin()
         log = self._ingest.directory / "pre-dump.log"
         code = await self._run("pre-dump", "-o", log.name)
@@ -92,11 +93,14 @@ class Rounds:
             return RoundFigures(size, began, trio.current_time())
         reason = cause(log.read_text(errors="replace")) if log.exists() else None
         reason = reason or (f"exit code {code}" if code else "not all of its pages came")
-        _log.warning("a pre-dump failed: everything is dumped at once", reason=reason)
+        _log.warning(
+            "a pre-dump failed: everything is dumped at once", reason=reason, pages=self._ingest.server.failure
+        )
         return "a pre-dump failed"
 
     async def dump(self, *options: str) -> int:
         """The dump; CRIU's exit code."""
+        self._ingest.prepare()
         await self._ingest.begin(dump=True)
         try:
             return await self._run("dump", *options)
@@ -107,7 +111,7 @@ class Rounds:
         ours, theirs = socket.socketpair()
         with trio.socket.from_stdlib_socket(ours) as sock, theirs:
             async with flat_nursery() as nursery:
-                nursery.start_soon(self._ingest.server.take, sock)
+                nursery.start_soon(self._ingest.take, sock)
                 code = await run_criu(self._words(action, theirs.fileno(), options), [theirs.fileno()])
                 theirs.close()  # what is left of the conversation ends
         return code

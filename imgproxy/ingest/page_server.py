@@ -10,7 +10,6 @@ CRIU's dirty tracking began anew with it.
 
 from collections.abc import Awaitable, Callable
 
-import structlog
 import trio
 
 from imgnode.nursery import flat_nursery
@@ -21,7 +20,7 @@ from imgwire.page_server import PageServerConnection
 from imgwire.page_server_messages import Abandoned, Closing, Extent, PagemapId, PagemapOpened, ParentAsked
 from transform.images.pagemap import PagemapWriter
 
-_log = structlog.get_logger()
+Check = Callable[[], Awaitable[None]]
 
 
 class _Pagemap:
@@ -47,33 +46,40 @@ class PageServer:
         self._before: set[PagemapId] = set()  # what the last good round has
         self._now: dict[PagemapId, _Pagemap] = {}
         self.whole = False  #: all of this round is at the cache
+        self.failure = ""  #: what CRIU did wrong in this round
         self.began_at: float | None = None  #: when CRIU said the first word of this round: the tasks are frozen
 
-    def begin(self) -> None:
-        """Another round."""
-        self._now, self.whole, self.began_at = {}, False, None
+    def begin(self, *, refers: bool = True) -> None:
+        """Another round; `refers`: its CRIU knows which one was before."""
+        self._now, self.whole, self.failure, self.began_at = {}, False, "", None
+        if not refers:
+            self._before = set()
 
     def end(self, *, good: bool) -> None:
         """CRIU has ended: whether the next round may refer to this one."""
         self._before = set(self._now) if good and self.whole else set()
 
-    async def take(self, sock: trio.socket.SocketType) -> None:
+    async def take(self, sock: trio.socket.SocketType, may_close: Check = trio.lowlevel.checkpoint) -> None:
         """Serve one CRIU, and hang up: it must not wait for us, whatever has become of us, with frozen tasks. What it
-        does wrong, and be it that it does not connect, leaves a failed round, whose images have all ended."""
+        does wrong, and be it that it does not connect, leaves a failed round, whose images have all ended.
+
+        `may_close` is asked when CRIU has said all; RemoteProtocolError of it says why its CLOSE is not answered: then
+        a dump lets its tasks run on.
+        """
         try:
             async with flat_nursery() as nursery:
                 with sock:
                     try:
-                        await self._serve(sock, nursery)
+                        await self._serve(sock, nursery, may_close)
                     except (RemoteProtocolError, ConnectionResetError, BrokenPipeError) as error:
-                        _log.warning("a round of pages failed", error=str(error))
+                        self.failure = str(error)
                         for opened in self._now.values():
                             opened.end()
         finally:
             for opened in self._now.values():
                 opened.pipe.close()
 
-    async def _serve(self, sock: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+    async def _serve(self, sock: trio.socket.SocketType, nursery: trio.Nursery, may_close: Check) -> None:
         connection, current = PageServerConnection(), None
         while True:
             if current and connection.body_left:
@@ -94,6 +100,7 @@ class PageServer:
                     case Extent(_, address, pages, flags) if current:
                         current.writer.add(address, pages, flags)
                     case Closing(forced):
+                        await may_close()
                         await self._close(current)
                         await sock.send(connection.answer_close(0))
                         await _hang_up(sock, connection, forced=forced)

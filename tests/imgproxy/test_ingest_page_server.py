@@ -404,11 +404,12 @@ class Linked:
         await self.view.ask(self._channel, messages.Sync)
 
     @asynccontextmanager
-    async def criu(self, layout: str = NARROW) -> AsyncIterator[RoundClient]:
+    async def criu(self, layout: str = NARROW, *, dump: bool = False) -> AsyncIterator[RoundClient]:
         ours, theirs = trio.socket.socketpair()
-        await self.ingest.begin()
+        self.ingest.prepare()
+        await self.ingest.begin(dump=dump)
         async with flat_nursery() as nursery:
-            nursery.start_soon(self.ingest.server.take, ours)
+            nursery.start_soon(self.ingest.take, ours)
             with theirs:
                 yield RoundClient(theirs, layout)
 
@@ -423,7 +424,7 @@ class Linked:
         assert self.ingest.parent == (self.ingest.directory if one.end == "good" else None)
 
     async def dump(self, process: Process, one: PlannedRound) -> None:
-        async with self.criu(one.layout) as criu:
+        async with self.criu(one.layout, dump=True) as criu:
             await process.send(criu, one.tasks)
             await criu.closes()
             assert not self.ingest.complete, "its other images are to be sent"
@@ -443,7 +444,7 @@ async def linked(place: Path, cuts: Cuts = ()) -> AsyncIterator[Linked]:
     with open_session(place) as session:
         one = Linked(place / "images", channel, session)
         try:
-            async with flat_nursery() as nursery:
+            async with flat_nursery() as nursery, one.ingest.listening(place):
                 nursery.start_soon(partial(connected, channel, session.channel, one.view, session, cuts=cuts))
                 nursery.start_soon(session.run, 60)
                 yield one
@@ -473,7 +474,7 @@ async def test_the_cache_has_the_memory_whatever_became_of_the_rounds(history: l
 
 async def test_a_dump_that_has_not_brought_its_pages_is_not_complete(tmp_path: Path) -> None:
     async with linked(tmp_path) as one:
-        async with one.criu() as criu:
+        async with one.criu(dump=True) as criu:
             await criu.opens(PID)
         (one.ingest.directory / "inventory.img").write_bytes(b"inventory")
         with pytest.raises(RemoteProtocolError, match="has not brought its pages"):

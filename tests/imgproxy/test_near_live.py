@@ -1,5 +1,7 @@
 """The rounds of one migration: how CRIU is run for each, what is told of them, and how they end. With a fake CRIU."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -48,8 +50,24 @@ class Migration:
         return [message for message in self.out.messages if isinstance(message, BeginRound | DropRound)]
 
 
-async def test_each_round_has_a_criu_of_its_own(tmp_path: Path) -> None:
-    one = Migration(tmp_path, "good")
+Make = Callable[..., Awaitable[Migration]]
+
+
+@pytest.fixture
+async def make(tmp_path: Path) -> AsyncIterator[Make]:
+    """Makes a migration; nothing watches its directories when the test is over."""
+    async with AsyncExitStack() as ended:
+
+        async def start(*plan: str, command: Path | None = None) -> Migration:
+            one = Migration(tmp_path, *plan, command=command)
+            await ended.enter_async_context(one.ingest.listening(tmp_path))
+            return one
+
+        yield start
+
+
+async def test_each_round_has_a_criu_of_its_own(tmp_path: Path, make: Make) -> None:
+    one = await make("good")
     assert await one.pre_dump(2) == "2 rounds are enough"
     assert await one.rounds.dump("-o", "/elsewhere/dump.log") == 0
     first, second, last = runs(tmp_path, "pre-dump", "dump")
@@ -65,8 +83,8 @@ async def test_each_round_has_a_criu_of_its_own(tmp_path: Path) -> None:
     assert one.arranged == [BeginRound(number) for number in (1, 2, 3)]
 
 
-async def test_what_is_told_of_a_round(tmp_path: Path) -> None:
-    one = Migration(tmp_path, "good")
+async def test_what_is_told_of_a_round(make: Make) -> None:
+    one = await make("good")
     await one.pre_dump(2)
     (first, none), (second, predicted) = one.shown
     assert first.began < first.ended <= second.began < second.ended
@@ -75,8 +93,8 @@ async def test_what_is_told_of_a_round(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["fails", "silent", "dies"])
-async def test_a_pre_dump_that_fails_is_the_last(tmp_path: Path, how: str) -> None:
-    one = Migration(tmp_path, "good", how, "good")
+async def test_a_pre_dump_that_fails_is_the_last(tmp_path: Path, make: Make, how: str) -> None:
+    one = await make("good", how, "good")
     with structlog.testing.capture_logs() as log:
         assert await one.pre_dump(5) == "a pre-dump failed"
     assert len(one.shown) == 1
@@ -90,8 +108,8 @@ async def test_a_pre_dump_that_fails_is_the_last(tmp_path: Path, how: str) -> No
 
 
 @pytest.mark.parametrize("end", ["aborted", "lost"])
-async def test_a_cache_that_is_gone_ends_it_at_once(tmp_path: Path, end: str) -> None:
-    one = Migration(tmp_path, "holds")
+async def test_a_cache_that_is_gone_ends_it_at_once(tmp_path: Path, make: Make, end: str) -> None:
+    one = await make("holds")
 
     async def give_up() -> None:
         await until(lambda: told(tmp_path, "half-way"), "the pre-dump")
@@ -109,7 +127,7 @@ async def test_a_cache_that_is_gone_ends_it_at_once(tmp_path: Path, end: str) ->
     assert told(tmp_path, "let-go"), "it was waited for: it may have held the process"
 
 
-async def test_a_criu_that_cannot_be_started(tmp_path: Path) -> None:
-    one = Migration(tmp_path, command=tmp_path / "missing")
+async def test_a_criu_that_cannot_be_started(tmp_path: Path, make: Make) -> None:
+    one = await make(command=tmp_path / "missing")
     with pytest.raises(FileNotFoundError):
         await one.pre_dump(1)
