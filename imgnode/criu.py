@@ -24,6 +24,9 @@ _ERROR_LINE = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:\s*\d+:\s*)?Error \([^)]*\):\
 _NO_CAUSE = re.compile(r"(Dumping|Restoring) FAILED|rlimit: Can't setup")
 """Error lines that only say that there were others, or that CRIU goes on after."""
 
+_LOOKED = re.compile(r"^(?:Warn|Error)\s+\([^)]*\bcr-check\.c:\d+\)", re.MULTILINE)
+"""What a check says that found something missing; what keeps it from looking is said elsewhere."""
+
 _VERSION_LINE = re.compile(r"^Version:\s*(\d+)\.(\d+)(?:\.(\d+))?", re.MULTILINE)
 
 
@@ -82,9 +85,11 @@ class Criu:
     async def check_feature(self, name: str) -> bool:
         """Whether CRIU and the kernel have a feature, such as mem_dirty_track.
 
-        An unknown one is a missing one.
+        An unknown one is a missing one. CriuError if it could not be looked for.
         """
         done = await self._run("check", "--feature", name)
+        if done.returncode != 0 and not _LOOKED.search(_output(done)):
+            raise CriuError(f"{self.command} check --feature {name}: {_first_reason(done)}")
         return done.returncode == 0
 
     async def _run(self, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
@@ -143,6 +148,17 @@ def cause(log: str) -> str | None:
 
 
 def _reason(done: "subprocess.CompletedProcess[bytes]") -> str:
-    output = (done.stdout + done.stderr).decode("utf-8", "replace")
-    lines = output.strip().splitlines()
-    return last_error(output) or (lines[-1] if lines else f"exit code {done.returncode} and no message")
+    return last_error(_output(done)) or _lines(done)[-1]
+
+
+def _first_reason(done: "subprocess.CompletedProcess[bytes]") -> str:
+    return cause(_output(done)) or _lines(done)[0].rstrip(": ")
+
+
+def _lines(done: "subprocess.CompletedProcess[bytes]") -> list[str]:
+    """What it wrote, or that it wrote nothing."""
+    return _output(done).strip().splitlines() or [f"exit code {done.returncode} and no message"]
+
+
+def _output(done: "subprocess.CompletedProcess[bytes]") -> str:
+    return (done.stdout + done.stderr).decode("utf-8", "replace")

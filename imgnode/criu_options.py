@@ -103,6 +103,29 @@ OPTIONS: dict[str, Option] = {
     "weak-sysctls": _flag(Side.RESTORE),
 }
 
+#: Of those for a dump, what a pre-dump looks at, too: how it finds, stops and reads the tasks. It ignores most of the
+#: others, and ends at some, such as --lazy-pages. Source: criu/cr-dump.c of 4.2 and what its pre-dump calls.
+PRE_DUMP = frozenset(
+    {
+        "allow-uprobes",
+        "cpu-cap",
+        "deprecated",
+        "empty-ns",
+        "enable-external-masters",
+        "enable-external-sharing",
+        "enable-fs",
+        "external",
+        "force-irmap",
+        "freeze-cgroup",
+        "irmap-scan-path",
+        "libdir",
+        "no-default-config",
+        "skip-mnt",
+        "timeout",
+        "unprivileged",
+    }
+)
+
 _OWNED = "the migration sets this itself: leave it out"
 _NOT_HERE = "this is for other commands of CRIU: leave it out"
 _PAGES = "pages go through the proxy, not through a page server: leave it out"
@@ -212,6 +235,12 @@ def split(options: Sequence[str], *, lazy_pages: bool = False) -> CriuOptions:
         tuple(one.word for one in given if Side.DUMP in _side(one)),
         tuple(one.word for one in given if Side.RESTORE in _side(one)),
     )
+
+
+def for_pre_dump(words: Sequence[str]) -> tuple[str, ...]:
+    """Those of a dump's options, as `split` gives them, that a pre-dump before it is to have."""
+    names = ((word, word.removeprefix("--").partition("=")[0]) for word in words)
+    return tuple(word for word, name in names if {name, name.removeprefix("no-")} & PRE_DUMP)
 
 
 def check_restore(options: Sequence[str], *, lazy_pages: bool = False) -> None:

@@ -9,10 +9,18 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
 _TABLES = {socket.AF_INET: "/proc/self/net/tcp", socket.AF_INET6: "/proc/self/net/tcp6"}
+
+
+class LocalPeer(NamedTuple):
+    """A socket of this machine."""
+
+    uid: int  #: its owner
+    inode: int  #: by which the process is found that holds it; 0 if that has closed it
 
 
 def is_trusted(sock: trio.socket.SocketType) -> bool:
@@ -20,7 +28,13 @@ def is_trusted(sock: trio.socket.SocketType) -> bool:
     address, port = sock.getpeername()[:2]
     if not _is_loopback(address):
         return True
-    return _owner(sock.family, (address, port), sock.getsockname()[:2]) in (0, os.geteuid())
+    peer = _listed(sock.family, (address, port), sock.getsockname()[:2])
+    return peer is not None and peer.uid in (0, os.geteuid())
+
+
+def local_peer(sock: trio.socket.SocketType) -> LocalPeer | None:
+    """The other end of a connection that comes from this machine; None if the kernel lists none such (any more)."""
+    return _listed(sock.family, sock.getpeername()[:2], sock.getsockname()[:2])
 
 
 def _is_loopback(address: str) -> bool:
@@ -29,14 +43,14 @@ def _is_loopback(address: str) -> bool:
     return (mapped or parsed).is_loopback
 
 
-def _owner(family: int, local: tuple[str, int], remote: tuple[str, int]) -> int | None:
-    """The uid of the socket with these ends; None if the kernel lists none such."""
+def _listed(family: int, local: tuple[str, int], remote: tuple[str, int]) -> LocalPeer | None:
+    """The socket with these ends; None if the kernel lists none such."""
     ends = [_coded(family, *local), _coded(family, *remote)]
     for path in _TABLES.values():  # an IPv4 peer of an IPv6 socket is in the other table
         for line in Path(path).read_text().splitlines()[1:]:
             fields = line.split()
             if [_tail(end) for end in fields[1:3]] == [_tail(end) for end in ends]:
-                return int(fields[7])
+                return LocalPeer(int(fields[7]), int(fields[9]))
     return None
 
 

@@ -9,7 +9,7 @@ import trio
 
 from imgnode import systemd
 from imgnode.action_script_file import action_script
-from imgnode.control import serve_control
+from imgnode.control import Handler, serve_control
 from imgnode.nursery import flat_nursery
 from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.hook import SCRIPT, script_text
@@ -58,8 +58,12 @@ class Ingest(Protocol[Listener]):
 class DumpCapture(Generic[Listener]):
     """The sockets and the action script in an images directory, for one dump."""
 
-    def __init__(self, directory: Path, ingest: Ingest[Listener], handover: Handover, *, hookless: bool) -> None:
+    def __init__(
+        self, directory: Path, ingest: Ingest[Listener], handover: Handover, handle: Handler, *, hookless: bool
+    ) -> None:
+        """`handle` answers on the control socket."""
         self._directory, self._ingest, self._handover, self._hookless = directory, ingest, handover, hookless
+        self._handle = handle
         self.images_complete = False  #: images came by another way, all of them
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
@@ -67,7 +71,7 @@ class DumpCapture(Generic[Listener]):
         control = self._directory / CONTROL_SOCKET
         script = script_text(str(control), self._ingest.begins_with)
         async with flat_nursery() as nursery, self._ingest.listening(self._directory) as listener:
-            await nursery.start(serve_control, control, self._handover.handle)
+            await nursery.start(serve_control, control, self._handle)
             await nursery.start(action_script, self._directory / SCRIPT, script)
             systemd.notify("READY=1")
             task_status.started()

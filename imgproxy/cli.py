@@ -6,6 +6,7 @@ from imgproxy.commands.capture import capture
 from imgproxy.commands.local import certs, hook
 from imgproxy.commands.migrate import migrate_command
 from imgproxy.commands.recover import recover_command
+from imgproxy.commands.rounds import rounds
 from imgproxy.commands.send import send
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(capture)
 app.command("migrate", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(migrate_command)
+app.command()(rounds)
 app.command()(send)
 app.command("recover")(recover_command)
 app.command()(certs)

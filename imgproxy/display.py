@@ -12,6 +12,7 @@ from rich.text import Text
 
 from imgnode.command_line import show_size
 from imgproxy.convergence import RoundFigures
+from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.session import SourceSession
 from imgproxy.summary import Summary
 from imgwire.states import SessionState
@@ -165,7 +166,10 @@ def _phase(session: SourceSession) -> str:
         return str(state)
     if not session.channel.connected:
         return "reconnecting"
-    return "connected" if session.ingest.started_at is None else "dumping"
+    if session.ingest.started_at is not None:
+        return "dumping"
+    pre_dump = session.ingest.pre_dump if isinstance(session.ingest, RoundsIngest) else 0
+    return f"pre-dump {pre_dump}" if pre_dump else "connected"
 
 
 def _text(session: SourceSession, phase: str) -> str:

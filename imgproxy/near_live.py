@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from imgnode.criu import Criu, cause
+from imgnode.criu_options import for_pre_dump
 from imgnode.nursery import flat_nursery
 from imgproxy.convergence import Convergence, RoundFigures
 from imgproxy.ingest.rounds import RoundsIngest
@@ -27,7 +28,7 @@ _log = structlog.get_logger()
 
 
 async def tracks_changes(criu: str) -> bool:
-    """Whether pre-dumps can work here."""
+    """Whether pre-dumps can work here. CriuError if CRIU cannot tell."""
     return await Criu(criu).check_feature(FEATURE)
 
 
@@ -120,4 +121,5 @@ class Rounds:
         ingest = self._ingest
         parent = ["--prev-images-dir", f"../{ingest.parent.name}"] if ingest.parent else []
         pages = ["--track-mem", *parent, "--page-server", "--ps-socket", str(fd)]
-        return [self._criu, action, "-t", str(self._pid), "-D", str(ingest.directory), *pages, *options, *self._options]
+        given = self._options if action == "dump" else for_pre_dump(self._options)
+        return [self._criu, action, "-t", str(self._pid), "-D", str(ingest.directory), *pages, *options, *given]

@@ -99,7 +99,7 @@ class OneWaySession:
         self.journal = Journal(str(journal), secrets.token_hex(16))
         policy = HandoverPolicy(timeout=timeout, kills=False)
         self.handover = Handover(self.journal, self.view, policy, self._finish)
-        self.dump = DumpCapture(directory, self.ingest, self.handover, hookless=hookless)
+        self.dump = DumpCapture(directory, self.ingest, self.handover, self.handover.handle, hookless=hookless)
 
     async def capture(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take the next `criu dump`; afterwards `done` tells whether that worked."""

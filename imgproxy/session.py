@@ -12,6 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from imgproxy.capture import DumpCapture, Ingest
 from imgproxy.compression import Compression
 from imgproxy.dialer import CannotConnect, Dialer, Link
 from imgproxy.handover import Decision, Handover, HandoverPolicy, WaitFor
+from imgproxy.ingest.by_hand import RoundsByHand
 from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.ingest.rounds import RoundsIngest
@@ -68,6 +70,7 @@ class SourceConfig:
     hookless: bool = False
     remote: bool = False  #: criu runs with --remote, the original one
     rounds: bool = False  #: pre-dumps and the dump are run by us, their pages come by page server
+    by_hand: int | None = None  #: they are run by somebody else; the port of our page server, 0: any
     incremental: bool = False  #: such a one may learn of the rounds before, and send what has changed
     linked: tuple[Path, ...] = ()  #: other directories in which such a one looks for its socket
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
@@ -112,7 +115,10 @@ class SourceSession:
         self.ingest = self._ingest(make_chain)
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
-        self.dump = DumpCapture(config.directory, self.ingest, self.handover, hookless=config.hookless)
+        handle = self.handover.handle
+        if isinstance(self.ingest, RoundsByHand):
+            handle = partial(self.ingest.handle, handle)
+        self.dump = DumpCapture(config.directory, self.ingest, self.handover, handle, hookless=config.hookless)
         self.post_copy: PostCopy | None = None
         if config.policy.lazy:
             self.post_copy = PostCopy(
@@ -186,8 +192,10 @@ class SourceSession:
 
     def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest[Any]:
         insists, changed = not self.config.hookless, self.view.changes.notify
-        if self.config.rounds:
-            return RoundsIngest(self.sender, make_chain, self._sync, self.config.directory)
+        if self.config.rounds or self.config.by_hand is not None:
+            rounds = RoundsIngest(self.sender, make_chain, self._sync, self.config.directory)
+            by_hand = self.config.by_hand
+            return rounds if by_hand is None else RoundsByHand(rounds, self.config.directory, by_hand)
         if self.config.remote:
             return RemoteIngest(
                 self.sender,

@@ -1,8 +1,9 @@
 """A CRIU that only talks to a page server: the bytes of `criu pre-dump --page-server` and of `criu dump`, as recorded.
 
-It is used inside a test, where each step can be left out or done wrongly, or as the `criu` command of a test: then its
-pre-dumps do what the test has planned for each, one after the other, and everything else is done by the real CRIU,
-which is spared what this kernel cannot do (`--track-mem`) and knows nothing of the pre-dumps.
+It is used inside a test, where each step can be left out or done wrongly, or as the `criu` command of a test, be it of
+`imgproxy migrate` or of whoever types `imgproxy rounds`: then its pre-dumps do what the test has planned for each, one
+after the other, and everything else is done by the real CRIU, which is spared what this kernel cannot do
+(`--track-mem`) and knows nothing of the pre-dumps.
 
     command = planned(directory, real_criu, "good", "fails")  # a path for --criu; `runs(directory)` tells what was run
 """
@@ -24,6 +25,7 @@ from tests.imgwire.page_server_rounds import RECORDED, turns
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = 4096
 PRESENT, LAZY, PARENT = 4, 2, 1
+SPLICE_MODE, READ_MODE = 1, 2  #: of a pre-dump
 OPEN2, PARENT_ASKED, ADD_F, CLOSE, FORCE_CLOSE = 4, 5, 6, 0x1023, 0x1024
 NARROW, WIDE = "<IIQQ", "<I4xQQQ"  #: a header up to CRIU 4.1, and since 4.2
 
@@ -94,7 +96,7 @@ def planned(directory: Path, real: Path, *plan: str) -> Path:
     """The command; the pre-dumps go by this plan, those behind its end by its last word.
 
     good | fails (exit code 1, though all was said) | silent (says nothing, exit code 0) | dies (half-way) | holds
-    (half-way, until the page server hangs up).
+    (half-way, until the page server hangs up) | reads (like --pre-dump-mode read of a configuration file).
     """
     (directory / "plan").write_text(" ".join(plan))
     command = directory / "criu"
@@ -124,9 +126,42 @@ def value(words: list[str], name: str) -> str | None:
 def _pre_dump(directory: Path, words: list[str]) -> int:
     plan = (directory / "plan").read_text().split()
     step = plan[min(len(runs(directory, "pre-dump")), len(plan)) - 1]
-    fd = value(words, "--ps-socket")
-    assert fd is not None
-    with socket.socket(fileno=int(fd)) as sock:
+    images = _enter(words)
+    code = _speak(directory, step, _page_server(words))
+    _leave(images, step, code)
+    return code
+
+
+def _enter(words: list[str]) -> int:
+    """As CRIU does: its images directory stays open, with a link to its parent, and it goes to its work directory."""
+    images = os.open(value(words, "-D") or ".", os.O_RDONLY)
+    if parent := value(words, "--prev-images-dir"):
+        os.symlink(parent, "parent", dir_fd=images)
+    os.chdir(value(words, "-W") or f"/proc/self/fd/{images}")
+    return images
+
+
+def _page_server(words: list[str]) -> socket.socket:
+    if fd := value(words, "--ps-socket"):
+        return socket.socket(fileno=int(fd))
+    return socket.create_connection((value(words, "--address") or "", int(value(words, "--port") or "")))
+
+
+def _leave(images: int, step: str, code: int) -> None:
+    """It writes its inventory in any case, its statistics only if all went well."""
+    Path(f"/proc/self/fd/{images}/inventory.img").write_bytes(inventory(READ_MODE if step == "reads" else SPLICE_MODE))
+    if code == 0 and step != "silent":
+        Path("stats-dump").write_bytes(b"statistics")
+
+
+def inventory(mode: int) -> bytes:
+    """The image that a pre-dump writes in any case."""
+    entry = bytes([0x08, 2, 0x48, mode])
+    return struct.pack("<II", 0x58313116, len(entry)) + entry
+
+
+def _speak(directory: Path, step: str, sock: socket.socket) -> int:
+    with sock:
         if step == "silent":
             return 0
         *said, last = turns(RECORDED["4.1.1"])

@@ -1,4 +1,4 @@
-"""`imgproxy -D DIR --to ADDRESS`: takes one `criu dump` that a user runs, by --stream or by --remote."""
+"""`imgproxy -D DIR --to ADDRESS`: takes one `criu dump` of a user, by --stream, by --remote or after pre-dumps."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ from imgnode.criu import Criu
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, machine_problems
 from imgproxy.commands import options as given
+from imgproxy.commands.rounds import check_by_hand, say_ready_by_hand, warn_without_tracking
 from imgproxy.commands.running import exit_code, run, telling_if_stopped, wait_for
 from imgproxy.handover import Decision, HandoverPolicy
 from imgproxy.hook import SCRIPT
@@ -43,6 +44,12 @@ def capture(
     work_dir: Annotated[
         list[Path] | None, typer.Option("-W", "--work-dir", help="With --remote: the -W of criu's, if it has one.")
     ] = None,
+    rounds: Annotated[
+        bool, typer.Option("--rounds", help="For criu pre-dump as often as wanted, then criu dump: `imgproxy rounds`.")
+    ] = False,
+    page_server_port: Annotated[
+        int, typer.Option("--page-server-port", help="With --rounds: port on 127.0.0.1 for their pages. Default: any.")
+    ] = 0,
     session: given.Name = "",
     wait_restored: Annotated[
         bool | None,
@@ -76,7 +83,7 @@ def capture(
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus.")] = None,
     verbose: given.Verbose = 0,
 ) -> None:
-    """Take one `criu dump` with --stream, or with --remote, and hand the process over."""
+    """Take one `criu dump` with --stream, with --remote or after pre-dumps, and hand the process over."""
     if context.invoked_subcommand is not None:
         return
     logs.configure(verbose)
@@ -86,9 +93,14 @@ def capture(
             raise UsageError("say where the images go (--to) and where criu dump runs (-D)")
         if incremental and not remote:
             raise UsageError("--incremental: only criu --remote is told of earlier rounds; write --remote, too")
+        if page_server_port and not rounds:
+            raise UsageError("--page-server-port: a page server is there for pre-dumps; write --rounds, too")
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
+        if rounds:
+            check_by_hand(here, address, wire, remote=remote, hook=hook)
+            await warn_without_tracking()
         journals.mkdir(mode=0o700, parents=True, exist_ok=True)
         typed = snapshot or str(directory[0])
         out = await given.one_way(context, address, wire, name=session, snapshot=typed, insecure=insecure)
@@ -122,6 +134,7 @@ def capture(
             digest_pages=digest_pages,
             hookless=not (hook if hook is not None else not remote),
             remote=remote,
+            by_hand=page_server_port if rounds else None,
             incremental=incremental,
             linked=tuple(linked),
             patience=reconnect,
@@ -140,7 +153,10 @@ async def _run_capture(session: SourceSession) -> int:
         await _check_machines(session)
         async with flat_nursery() as nursery:
             await nursery.start(session.capture)
-            _say_ready(session.config.directory, remote=session.config.remote)
+            if session.config.by_hand is None:
+                _say_ready(session.config.directory, remote=session.config.remote)
+            else:
+                say_ready_by_hand(session.config.directory)
         if session.handover.decision is Decision.COMMITTED:
             with _noting_silence():
                 await session.wait_settled()

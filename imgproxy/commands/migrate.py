@@ -44,7 +44,9 @@ def migrate_command(
     tls_key: given.Key = None,
     insecure: given.Insecure = False,
     rounds: Annotated[str, typer.Option(help="Pre-dumps: how many, or auto: as long as they pay.")] = "0",
-    downtime_target: Annotated[float, typer.Option(help="Seconds frozen that are few enough for --rounds auto.")] = 0.3,
+    downtime_target: Annotated[
+        float | None, typer.Option(help="Seconds frozen that are few enough for --rounds auto. Default: 0.3.")
+    ] = None,
     lazy: Annotated[bool, typer.Option("--lazy", help="Post-copy: run there at once, the memory follows.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     verbose: given.Verbose = 0,

@@ -52,6 +52,9 @@ Timeout = Annotated[float, typer.Option("--timeout", help="Seconds that the hand
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="More to see.")]
 
 
+#: Seconds frozen that are few enough, if nothing else is said: a person hardly notices, and no TCP peer gives up.
+DOWNTIME_TARGET = 0.3
+
 #: What the original wire has no place for, and the values that ask for nothing.
 _LINK_ONLY: dict[str, tuple[object, ...]] = {
     "session": ("",),
@@ -126,8 +129,10 @@ def rate(text: str | None) -> int | None:
     return value
 
 
-async def convergence(rounds: str, target: float, criu: str) -> Convergence | None:
+async def convergence(rounds: str, target: float | None, criu: str) -> Convergence | None:
     """How often to pre-dump; None for not at all, also where the kernel does not track changes, which is said."""
+    if target is not None and rounds != "auto":
+        raise UsageError("--downtime-target: only --rounds auto ends by it; write that, too, or leave it out")
     if rounds != "auto" and not (rounds.isascii() and rounds.isdigit()):
         raise UsageError(f"--rounds {rounds}: write auto or a number")
     if rounds != "auto" and int(rounds) == 0:
@@ -141,7 +146,11 @@ async def convergence(rounds: str, target: float, criu: str) -> Convergence | No
             "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
         )
         return None
-    return Convergence(target) if rounds == "auto" else Convergence(None, int(rounds))
+    return (
+        Convergence(DOWNTIME_TARGET if target is None else target)
+        if rounds == "auto"
+        else Convergence(None, int(rounds))
+    )
 
 
 def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:

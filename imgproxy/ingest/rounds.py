@@ -36,6 +36,8 @@ class RoundsIngest:
     ) -> None:
         self.server = PageServer(sender, sync)
         self._sender, self._make_chain, self._directory = sender, make_chain, directory
+        self.pre_dump = 0  #: the number of the one that is under way
+        self._count = 0
         self._dumps = False
         self._last_good: Path | None = None
         self._current: Path | None = None
@@ -79,7 +81,8 @@ class RoundsIngest:
 
     async def begin(self, *, dump: bool = False, refers: bool = True) -> None:
         """Another pre-dump, or the dump, in the directory that was prepared; `refers`: it knows its parent."""
-        self._dumps = dump
+        self._count += 1
+        self._dumps, self.pre_dump = dump, 0 if dump else self._count
         self.server.begin(refers=refers)
         await self._sender.begin_round("", self._make_chain())
 
@@ -95,7 +98,7 @@ class RoundsIngest:
 
     async def end(self, *, good: bool) -> None:
         """A pre-dump has ended, or a dump that failed; what failed is dropped, and the next begins anew."""
-        self._dumps = False
+        self._dumps, self.pre_dump = False, 0
         self.server.end(good=good)
         self._last_good = self.directory if good and self.server.whole else None
         if self._last_good is None:

@@ -2,9 +2,9 @@
 
 A block tagged `console` is run. Its prompt names the node (`source$`, `destination$`), a trailing `&` puts a program
 into the background, `wait` waits for those of its node (`kill -KILL %1` kills the first), the lines below a command
-are what it prints, `...` standing for anything. A comment `<!-- nodes -->` (or `<!-- nodes: joined -->`, with a network
-between them, or `<!-- nodes: original -->`, where `criu` has the original's `--remote`) begins a scenario: two fresh
-nodes, on which all blocks up to the next such comment are run in order.
+are what it prints, `...` standing for anything. A comment `<!-- nodes -->` begins a scenario: two fresh nodes, on which
+all blocks up to the next such comment are run in order. `<!-- nodes: joined -->` has a network between them; with
+`<!-- nodes: original -->` `criu` has the original's `--remote`, with `<!-- nodes: tracking -->` pre-dumps, by a fake.
 Other tags are not run.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 _FENCE = re.compile(r"^```(\w*)\s*$")
-_NODES = re.compile(r"^<!-- nodes(?:: (joined|original))? -->$")
+_NODES = re.compile(r"^<!-- nodes(?:: (joined|original|tracking))? -->$")
 _PROMPT = re.compile(r"^(source|destination)\$ (.*)$")
 
 
@@ -49,7 +49,7 @@ class Scenario:
     """What is run on two fresh nodes."""
 
     name: str
-    kind: str  #: "", "joined" or "original"
+    kind: str  #: "", "joined", "original" or "tracking"
     commands: list[Command] = field(default_factory=list)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.pages import ROOT, Command, Scenario, scenarios
+from tests.fake_rounds import planned
 from tests.nodes import Node, Nodes, Program, open_nodes
 from tests.programs import Programs
 
@@ -122,6 +123,8 @@ async def test_session(
             _ORIGINAL.format(real=criu_latest, root=ROOT, scratch=make_node_dir(), python=sys.executable)
         )
         command.chmod(0o755)
+    elif scenario.kind == "tracking":
+        command = planned(command.parent, criu_latest, "good")
     else:
         command.symlink_to(criu_latest)
     async with open_nodes(programs, make_node_dir) as nodes:

@@ -106,6 +106,32 @@ async def test_another_program(tmp_path: Path) -> None:
 
 
 @pytest.mark.t1
+@pytest.mark.parametrize(
+    "said", ["Warn  (criu/cr-check.c:824): Dirty tracking is OFF.", "Error (criu/cr-check.c:1): x"]
+)
+async def test_a_feature_that_is_missing(tmp_path: Path, said: str) -> None:
+    assert not await _program(tmp_path, f"echo '{said}' >&2; exit 1").check_feature("mem_dirty_track")
+
+
+@pytest.mark.t1
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (
+            "CRIU needs to have the CAP_SYS_ADMIN capability: \nsetcap x",
+            "CRIU needs to have the CAP_SYS_ADMIN capability",
+        ),
+        ("Error (criu/kerndat.c:5): no /proc\nError (criu/crtools.c:9): gives up", "no /proc"),
+        ("", "exit code 1 and no message"),
+    ],
+)
+async def test_a_feature_that_cannot_be_looked_for(tmp_path: Path, said: str, reason: str) -> None:
+    with pytest.raises(CriuError) as caught:
+        await _program(tmp_path, f"printf '{said}' >&2; exit 1").check_feature("mem_dirty_track")
+    assert str(caught.value).endswith(f"check --feature mem_dirty_track: {reason}")
+
+
+@pytest.mark.t1
 async def test_killed(tmp_path: Path) -> None:
     with pytest.raises(CriuError, match="was ended by SIGKILL"):
         await _program(tmp_path, f"kill -{signal.SIGKILL} $$").check_feature("uffd")

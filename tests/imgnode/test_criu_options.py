@@ -8,7 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgnode import criu_options
-from imgnode.criu_options import OPTIONS, REFUSED, SHORT, CriuOptions, check_restore, split, values_of
+from imgnode.criu_options import (
+    OPTIONS,
+    PRE_DUMP,
+    REFUSED,
+    SHORT,
+    CriuOptions,
+    Side,
+    check_restore,
+    for_pre_dump,
+    split,
+    values_of,
+)
 from imgwire.errors import UsageError
 
 pytestmark = pytest.mark.t0
@@ -174,3 +185,13 @@ def test_any_words_give_options_that_pass_again_or_a_usage_error(words: list[str
         name = word.removeprefix("--").partition("=")[0]
         assert name in OPTIONS or name.removeprefix("no-") in OPTIONS
         assert name not in criu_options.REFUSED
+
+
+def test_what_goes_to_pre_dumps() -> None:
+    given = ["--timeout", "5", "-j", "--file-locks", "--external", "mnt[/a]:b", "--no-force-irmap", "--lazy-pages"]
+    dump = split(given, lazy_pages=True).dump
+    assert for_pre_dump(dump) == ("--timeout=5", "--external=mnt[/a]:b", "--no-force-irmap")
+
+
+def test_pre_dump_options_are_a_dump_s() -> None:
+    assert all(Side.DUMP in OPTIONS[name].side for name in PRE_DUMP)

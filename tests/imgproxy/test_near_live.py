@@ -37,7 +37,9 @@ class Migration:
         images.mkdir()
         sender = ImageSender(self.out, Chain([]), Compression("off"))
         self.ingest = RoundsIngest(sender, lambda: Chain([]), trio.lowlevel.checkpoint, images)
-        self.rounds = Rounds(self.ingest, str(command or planned(place, NOTHING, *plan)), PID, ["--shell-job"])
+        self.rounds = Rounds(
+            self.ingest, str(command or planned(place, NOTHING, *plan)), PID, ["--shell-job", "--timeout=5"]
+        )
         self.shown: list[tuple[RoundFigures, float | None]] = []
 
     async def pre_dump(self, count: int) -> str:
@@ -75,10 +77,10 @@ async def test_each_round_has_a_criu_of_its_own(tmp_path: Path, make: Make) -> N
     fd = value(first, "--ps-socket")
     assert fd is not None
     pages = ["--track-mem", "--page-server", "--ps-socket", fd]
-    assert first == ["pre-dump", "-t", "4242", "-D", f"{images}/1", *pages, "-o", "pre-dump.log", "--shell-job"]
+    assert first == ["pre-dump", "-t", "4242", "-D", f"{images}/1", *pages, "-o", "pre-dump.log", "--timeout=5"]
     assert (value(second, "-D"), value(second, "--prev-images-dir")) == (f"{images}/2", "../1")
     assert last[:3] == ["dump", "-t", "4242"] and "--ps-socket" in last
-    assert last[-3:] == ["-o", "/elsewhere/dump.log", "--shell-job"]
+    assert last[-4:] == ["-o", "/elsewhere/dump.log", "--shell-job", "--timeout=5"]
     assert (value(last, "-D"), value(last, "--prev-images-dir")) == (f"{images}/3", "../2")
     assert one.arranged == [BeginRound(number) for number in (1, 2, 3)]
 
