@@ -130,7 +130,7 @@ def capture(
             policy=HandoverPolicy(wait_for(wait_restored), timeout),
             compress=compress,
             limit_rate=given.rate(limit_rate),
-            dedup=bool(dedup),
+            dedup=rounds if dedup is None else dedup,
             digest_pages=digest_pages,
             hookless=not (hook if hook is not None else not remote),
             remote=remote,

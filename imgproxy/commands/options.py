@@ -146,11 +146,9 @@ async def convergence(rounds: str, target: float | None, criu: str) -> Convergen
             "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
         )
         return None
-    return (
-        Convergence(DOWNTIME_TARGET if target is None else target)
-        if rounds == "auto"
-        else Convergence(None, int(rounds))
-    )
+    if rounds != "auto":
+        return Convergence(None, int(rounds))
+    return Convergence(DOWNTIME_TARGET if target is None else target)
 
 
 def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:
