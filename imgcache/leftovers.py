@@ -124,9 +124,12 @@ def _root_in_images(session: Session) -> int:
 
 
 def _runs(session: Session, root: int) -> bool:
-    """Whether every task of the tree executes its own instructions."""
+    """Whether every task of the tree that lives executes its own instructions; at least its root."""
     try:
-        return bool(root) and all(_task_runs(session, task) for task in proc.tree(root))
+        if not root:
+            return False
+        first, *others = proc.tree(root)
+        return _task_runs(session, first) and all(_task_runs(session, one) or not proc.is_alive(one) for one in others)
     except ProcessLookupError:
         return False
 
@@ -156,14 +159,14 @@ def _task_runs(session: Session, task: ProcessId) -> bool:
 
 
 def _is_mapped(session: Session, pid: int, address: int) -> bool:
-    """Whether the dumped process had a mapping at `address`."""
+    """Whether the dumped process had a mapping at `address`. One that was not dumped was forked since: it runs."""
     from transform.images.codec import scan
     from transform.images.proto import memory_pb2
 
     name = f"mm-{pid}.img"
     image = session.store.find(name)
     if image is None:
-        return False
+        return True
     for mm in scan(name, image.read(0, image.size), memory_pb2.Mm):
         return any(vma.start <= address < vma.end for vma in mm.vmas)
     return False

@@ -96,9 +96,11 @@ def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
 
 
 def _held(tree: list[proc.ProcessId], action: Action, watch: CriuWatch) -> bool:
-    """Whether CRIU lives and traces every task, so that none can run."""
+    """Whether CRIU lives and traces every task, so that none can run. A zombie cannot, and is not traced."""
     try:
-        return not watch.died_within(0) and all(proc.tracer(task.pid) == action.criu for task in tree)
+        return not watch.died_within(0) and all(
+            proc.tracer(task.pid) == action.criu or not proc.is_alive(task) for task in tree
+        )
     except ProcessLookupError:
         return False
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
 from tests.integration import shared_counter
-from tests.nodes import Node, Nodes, assert_runs, migrate, start_cache, summary, until
+from tests.nodes import DEADLINE, Node, Nodes, assert_runs, migrate, start_cache, summary, until
 
 pytestmark = pytest.mark.t2
 
@@ -100,6 +101,19 @@ def _words(report: Path) -> tuple[int, ...]:
 
 def _is_fresh(report: Path, than: int) -> Callable[[], bool]:
     return lambda: report.exists() and len(_words(report)) == 3 and min(_words(report)) > than
+
+
+async def test_a_dead_child_that_nobody_has_buried(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+    """CRIU does not trace it, and restores it as dead as it was."""
+    pid = await nodes.start_quiet(a, "sh", "-c", "sleep 0 & exec sleep 1000")
+    cache = await start_cache(b, "--allow-restore", criu=criu)
+    with trio.fail_after(DEADLINE):
+        while (await a.run("ps", "-o", "stat=", "--ppid", pid)).stdout != "Z\n":
+            pass
+    done = await migrate(a, pid, cache.address, criu)
+    assert done.code == 0, done.output
+    assert (await b.run("ps", "-o", "stat=", "--ppid", pid)).stdout == "Z\n"
+    assert "sleep 1000 " in b.processes().values()
 
 
 async def test_there_and_back_again(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
