@@ -7,7 +7,7 @@ restored from images finds the executable it was dumped with.
 import hashlib
 import os
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
@@ -16,15 +16,17 @@ COMPILE = ("gcc", "-std=gnu17", "-O2", "-Wall", "-Wextra", "-Werror", "-pthread"
 
 @dataclass(frozen=True)
 class Programs:
-    """Paths of the compiled programs: `memcheck` proves its own migration, `reaper` starts it and buries it."""
+    """Paths of the compiled programs: `memcheck` proves its own migration, `reaper` starts it and buries it; `edge`
+    shows which of its pages are older or newer than the rest."""
 
     memcheck: Path
     reaper: Path
+    edge: Path
 
 
 def compile_programs(cache: Path) -> Programs:
     """Compile what the cache does not have yet. Raises CalledProcessError with the compiler's message on stderr."""
-    return Programs(memcheck=compile_program("memcheck", cache), reaper=compile_program("reaper", cache))
+    return Programs(*(compile_program(field.name, cache) for field in fields(Programs)))
 
 
 def compile_program(name: str, cache: Path) -> Path:
