@@ -149,7 +149,7 @@ async def gather(
         criu_reason=reason,
         cpu_vendor=vendor,
         cpu_features=features if check_cpu else None,
-        free_memory=await _free_memory(),
+        free_memory=await free_memory(),
         free_spool=None if spool is None else await trio.to_thread.run_sync(_free_space, spool),
         image_memory=image_memory,
         releases_as_read=releases_as_read,
@@ -177,7 +177,8 @@ def cpu_facts(cpuinfo: str) -> tuple[str, tuple[str, ...]]:
     return vendor, tuple(sorted(found.get("Features", "").split()))
 
 
-async def _free_memory() -> int:
+async def free_memory() -> int:
+    """Bytes of memory that can be used here."""
     for line in (await trio.Path("/proc/meminfo").read_text("ascii")).splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -206,6 +207,13 @@ def problems(source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need
             "or run criu restore there yourself"
         )
     return found
+
+
+def has_room_for_rounds(destination: NodeFacts, need_bytes: int) -> bool:
+    """Whether the cache can hold two checkpoints of `need_bytes`: while a round comes in, the one before is kept."""
+    spool = destination.free_spool or 0
+    may_keep = None if destination.image_memory is None else destination.image_memory + spool
+    return (may_keep is None or may_keep >= 2 * need_bytes) and destination.free_memory + spool >= 2 * need_bytes
 
 
 def _criu_problems(node: NodeFacts, where: str) -> list[str]:

@@ -63,12 +63,15 @@ class Deduplicator:
         digests = self._digest.of(pages)
         zero = (digests == self._digest.of_zeroes).all(axis=1)
         places = self._index.find(digests)
-        new, like = _first_of_each(digests, ~zero & ~places.found)
-        number = (numpy.cumsum(new) + (first - 1)).astype(numpy.uint64)
-        source = numpy.where(places.found, places.image, numpy.uint32(image))
-        page = numpy.where(places.found, places.page, number[like])
+        source, page, new = places.image, places.page, ~zero & ~places.found
+        if new.any():
+            candidates = numpy.flatnonzero(new)
+            firsts, like = _first_of_each(digests[candidates])
+            number = (numpy.cumsum(firsts) + (first - 1)).astype(numpy.uint64)
+            source[candidates], page[candidates] = image, number[like]
+            new[candidates] = firsts
+            self._index.add(digests[new], image, first)
         source[zero], page[zero] = ZEROES, numpy.flatnonzero(zero)
-        self._index.add(digests[new], image, first)
         self._count(int(new.sum()), int(zero.sum()), len(digests))
         return Scanned(len(pages), _gathered(pages, new), _runs(source, page))
 
@@ -78,15 +81,15 @@ class Deduplicator:
         self.counts.skipped += pages - new - zero
 
 
-def _first_of_each(digests: Digests, which: NDArray[numpy.bool_]) -> tuple[NDArray[numpy.bool_], NDArray[numpy.intp]]:
-    """Of the pages `which`, the first of each content; and for each page, the first one that is like it."""
+def _first_of_each(digests: Digests) -> tuple[NDArray[numpy.bool_], NDArray[numpy.intp]]:
+    """Which are the first of their content; and for each page, the first one that is like it."""
     order = numpy.lexsort((digests[:, 1], digests[:, 0]))
     ordered = digests[order]
     begins = numpy.ones(len(order), numpy.bool_)
     begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     like = numpy.empty(len(order), numpy.intp)
     like[order] = order[begins][numpy.cumsum(begins) - 1]
-    return which & (like == numpy.arange(len(order))), like
+    return like == numpy.arange(len(order)), like
 
 
 def _gathered(pages: memoryview, which: NDArray[numpy.bool_]) -> bytes:

@@ -15,6 +15,7 @@ from imgproxy.convergence import RoundFigures
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.session import SourceSession
 from imgproxy.summary import Summary
+from imgwire.messages import PAGE
 from imgwire.states import SessionState
 
 #: Seconds between two looks at the counters: what an eye can follow.
@@ -115,8 +116,9 @@ class JsonDisplay(Display):
             self._print({"event": "progress", "bytes": done, "expected": total})
 
     def round(self, figures: RoundFigures, predicted: float | None) -> None:
-        seconds = figures.ended - figures.began
-        self._print({"event": "round", "bytes": figures.size, "seconds": seconds, "predicted": predicted})
+        pages = {"skipped": figures.skipped, "zero": figures.zero}
+        seconds = {"seconds": figures.ended - figures.began, "frozen": figures.frozen, "predicted": predicted}
+        self._print({"event": "round", "bytes": figures.size, **pages, **seconds})
 
     def summary(self, summary: Summary) -> None:
         self._print(summary.as_dict())
@@ -131,7 +133,13 @@ class JsonDisplay(Display):
 def _round_line(figures: RoundFigures, predicted: float | None) -> str:
     expected = "" if predicted is None else f"; a freeze of {predicted:.3f} s is expected now"
     seconds = figures.ended - figures.began
-    return f"pre-dump {show_size(figures.size)} in {seconds:.3f} s, {show_size(figures.rate)}/s{expected}"
+    there = f" ({show_size(figures.skipped * PAGE)} were there, {show_size(figures.zero * PAGE)} of zeroes)"
+    frozen = f", {figures.frozen:.3f} s of it frozen" if figures.frozen else ""
+    return (
+        f"{'copy' if figures.frozen else 'pre-dump'} {show_size(figures.size)}"
+        f"{there if figures.skipped or figures.zero else ''} in {seconds:.3f} s{frozen}, "
+        f"{show_size(figures.rate)}/s{expected}"
+    )
 
 
 def choose(as_json: bool) -> Display:

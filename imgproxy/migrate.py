@@ -17,9 +17,10 @@ from imgnode import proc
 from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
 from imgnode.nursery import flat_nursery
-from imgnode.preflight import gather, problems
+from imgnode.preflight import gather, has_room_for_rounds, problems
 from imgproxy.capture import DUMP_ENDED
 from imgproxy.convergence import Convergence
+from imgproxy.copy_rounds import CopyRounds
 from imgproxy.display import Display, follow
 from imgproxy.handover import Decision
 from imgproxy.hook import SCRIPT
@@ -49,7 +50,8 @@ class MigrateConfig:
     pid: int
     criu: str = "criu"
     options: tuple[str, ...] = ()
-    convergence: Convergence | None = None  #: pre-dump as long as it pays; None: one dump
+    convergence: Convergence | None = None  #: rounds as long as they pay; None: one dump
+    dedup: bool | None = None  #: whether to send pages that the cache has; None: where there were rounds
 
 
 def check_process(pid: int) -> int:
@@ -86,7 +88,7 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
         await _start_restore(session, options.restore)
         nursery.start_soon(follow, session, display)
         await nursery.start(session.capture)
-        rounds = await _pre_dump(session, config, options.dump, display)
+        rounds = await _rounds(session, config, options.dump, display)
         reason = await _dump(session, config, options.dump, rounds)
         await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
         if session.handover.decision is Decision.COMMITTED:
@@ -140,17 +142,44 @@ async def _start_restore(session: SourceSession, options: Sequence[str]) -> None
         raise UsageError(f"nothing was frozen: criu restore there did not start within {RESTORE_START:.0f} s")
 
 
-async def _pre_dump(
+async def _rounds(
     session: SourceSession, config: MigrateConfig, options: Sequence[str], display: Display
 ) -> Rounds | None:
-    """Pre-dump while it pays; the rounds, for the dump to be the last of them."""
-    if config.convergence is None:
+    """Rounds while they pay; pre-dumps, if they were that, for the dump to be the last of them."""
+    convergence, need = config.convergence, session.config.need
+    if convergence is None:
         return None
-    assert isinstance(session.ingest, RoundsIngest)
-    rounds = Rounds(session.ingest, config.criu, config.pid, options)
-    reason = await rounds.pre_dump(config.convergence, session.view, display.round)
+    room = session.destination is None or has_room_for_rounds(session.destination, need)
+    if isinstance(session.ingest, RoundsIngest):
+        rounds = Rounds(session.ingest, config.criu, config.pid, options)
+        reason = await rounds.pre_dump(convergence, session.view, display.round) if room else _NO_ROOM
+    else:
+        rounds, reason = None, await _copies(session, config, options, display) if room else _NO_ROOM
+    session.foretold = convergence.predicted(trio.current_time())
+    if not convergence.rounds and config.dedup is None:
+        session.sender.send_all_pages()
+    if rounds is None:
+        await session.begin_dump()
     display.phase(f"dump: {reason}")
     return rounds
+
+
+_NO_ROOM = "the cache at the destination has no room for two checkpoints, as rounds need it"
+
+
+async def _copies(session: SourceSession, config: MigrateConfig, options: Sequence[str], display: Display) -> str:
+    """Copies while they pay; why no more."""
+    convergence = config.convergence
+    assert convergence is not None
+    copies = CopyRounds(
+        session.sender, session.sync, session.config.directory, session.journal, config.criu, config.pid, options
+    )
+    ordered = convergence.target is None
+    against = None if ordered else await copies.reason_against(session.config.need)
+    if against is not None:
+        return against
+    display.phase("copying")
+    return await copies.copy(convergence, session.view, display.round)
 
 
 async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence[str], rounds: Rounds | None) -> str:

@@ -7,7 +7,7 @@ everything, as without rounds.
 
 import socket
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 import trio
@@ -52,33 +52,42 @@ async def run_criu(
             await process.wait()
 
 
+#: Told each round that ended well, and the seconds that a dump now would freeze the process, if that can be told.
+Told = Callable[[RoundFigures, float | None], None]
+
+
+async def run_rounds(
+    one: Callable[[], Awaitable[RoundFigures | str]], convergence: Convergence, view: CacheView, told: Told
+) -> str:
+    """Have rounds until another does not pay, or one fails (a str); why. LinkLost or SessionAborted if the cache has
+    given up."""
+    reason: str | None = None
+    async with flat_nursery() as nursery:
+
+        async def given_up() -> None:
+            await view.wait_for(lambda: False)
+
+        nursery.start_soon(given_up)
+        while (reason := reason or convergence.reason_to_stop(trio.current_time())) is None:
+            figures = await one()
+            if isinstance(figures, str):
+                reason = figures
+            else:
+                convergence.add(figures)
+                told(figures, convergence.predicted(trio.current_time()))
+        nursery.cancel_scope.cancel()
+    return reason
+
+
 class Rounds:
     """The rounds of one migration of the tree under `pid`."""
 
     def __init__(self, ingest: RoundsIngest, criu: str, pid: int, options: Sequence[str]) -> None:
         self._ingest, self._criu, self._pid, self._options = ingest, criu, pid, options
 
-    async def pre_dump(
-        self, convergence: Convergence, view: CacheView, told: Callable[[RoundFigures, float | None], None]
-    ) -> str:
+    async def pre_dump(self, convergence: Convergence, view: CacheView, told: Told) -> str:
         """Pre-dump until it does not pay any more; why. LinkLost or SessionAborted if the cache has given up."""
-        reason: str | None = None
-        async with flat_nursery() as nursery:
-
-            async def given_up() -> None:
-                await view.wait_for(lambda: False)
-
-            nursery.start_soon(given_up)
-            while (reason := reason or convergence.reason_to_stop(trio.current_time())) is None:
-                figures = await self._pre_dump()
-                if isinstance(figures, str):
-                    reason = figures
-                else:
-                    convergence.add(figures)
-                    told(figures, convergence.predicted(trio.current_time()))
-            nursery.cancel_scope.cancel()
-        assert reason is not None
-        return reason
+        return await run_rounds(self._pre_dump, convergence, view, told)
 
     async def _pre_dump(self) -> RoundFigures | str:
         """One round; its figures, or why it failed."""
@@ -88,10 +97,12 @@ class Rounds:
         log = self._ingest.directory / "pre-dump.log"
         code = await self._run("pre-dump", "-o", log.name)
         good = code == 0 and self._ingest.server.whole
-        size = self._ingest.round_size
+        size, pages = self._ingest.round_size, self._ingest.pages
         await self._ingest.end(good=good)
         if good:
-            return RoundFigures(size, began, trio.current_time())
+            return RoundFigures(
+                size, began, trio.current_time(), skipped=pages.skipped if pages else 0, zero=pages.zero if pages else 0
+            )
         reason = cause(log.read_text(errors="replace")) if log.exists() else None
         reason = reason or (f"exit code {code}" if code else "not all of its pages came")
         _log.warning(

@@ -1,4 +1,4 @@
-"""Which pages the cache has, by digest, and where: 25 bytes a page.
+"""Which pages the cache has, by digest, and where: 25 bytes a page, and up to 80 while levels are merged.
 
 A page is where an image brought it: image number, and which of its pages. The entries lie in sorted arrays, *levels*,
 each more than FACTOR times as large as the next: a lookup is a binary search in each, for all pages of a chunk at once;
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from imgproxy.page_digest import Digests
 
-#: Pages that are remembered at most: 128 GiB of distinct memory, in 840 MB. Those beyond are sent whenever they come.
-LIMIT = 1 << 25
+#: Pages that are remembered at most: 64 GiB of distinct memory, in 420 MB. Those beyond are sent whenever they come.
+LIMIT = 1 << 24
 #: Pages that one image may bring and be remembered with: 16 TiB.
 _PAGES = 1 << 32
 #: With a million pages and chunks of 256, factors from 3 to 8 do not differ; 2 merges twice as much.
@@ -83,9 +83,10 @@ class PageIndex:
         places = Places(
             numpy.zeros(count, numpy.bool_), numpy.zeros(count, numpy.uint32), numpy.zeros(count, numpy.uint64)
         )
+        high, low = digests[:, 0].copy(), digests[:, 1].copy()
         for level in self._levels:
-            at = numpy.minimum(numpy.searchsorted(level.high, digests[:, 0]), len(level) - 1)
-            same = (level.high[at] == digests[:, 0]) & (level.low[at] == digests[:, 1])
+            at = numpy.minimum(numpy.searchsorted(level.high, high), len(level) - 1)
+            same = (level.high[at] == high) & (level.low[at] == low)
             at = at[same]
             places.found[same] = level.seen[at] = True
             places.image[same], places.page[same] = level.image[at], level.page[at]

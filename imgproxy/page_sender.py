@@ -46,7 +46,7 @@ class PageSender:
     """All page images of one session."""
 
     def __init__(self, out: Outgoing, compression: Compression) -> None:
-        self.ahead = AHEAD  #: bytes of new pages that may wait
+        self._ahead = AHEAD  # bytes of new pages that may wait
         self._out, self._compression, self._pages = out, compression, Deduplicator()
         self._changes = Changes()
         self._scanning = trio.Lock()
@@ -64,9 +64,12 @@ class PageSender:
         """The same of all rounds, those that failed too."""
         return self._pages.before + self._pages.counts
 
-    def begin_round(self, first_image: int) -> None:
-        """Another round; its images have numbers from `first_image` on."""
+    def begin_round(self, first_image: int, ahead: int | None = None) -> None:
+        """Another round, nothing being under way; its images have numbers from `first_image` on, and so many bytes of
+        their new pages may wait. What one that was given up has left in line is forgotten."""
         self._pages.begin_round(first_image)
+        self._ahead = AHEAD if ahead is None else ahead
+        self._turns, self._turn, self._waiting_bytes = itertools.count(), 0, 0
 
     def drop_round(self) -> None:
         """This round has failed; all its images have ended."""
@@ -95,7 +98,7 @@ class PageSender:
             first += len(scanned.new) // PAGE
             self._waiting_bytes += len(scanned.new)
             self._changes.notify()
-            await self._changes.wait_until(lambda: self._waiting_bytes < self.ahead)
+            await self._changes.wait_until(lambda: self._waiting_bytes < self._ahead)
         waiting.at_end = True
         self._changes.notify()
 

@@ -92,13 +92,19 @@ class ImageSender:
         """The images of this round."""
         return self._rounds[self._round]
 
-    async def begin_round(self, snapshot: str, chain: Chain) -> None:
-        """What comes now is another pre-dump, or the dump; `chain` transforms it."""
+    @property
+    def sent(self) -> int:
+        """Bytes that went out for the images of this round."""
+        return sum(image.sent for image in self.images.values())
+
+    async def begin_round(self, snapshot: str, chain: Chain, *, ahead: int | None = None) -> None:
+        """What comes now is another pre-dump, or the dump; `chain` transforms it. `ahead`: bytes of pages that may
+        wait to be sent, with `dedup`, so that the process need not wait for the link."""
         self._round = max(self._rounds) + 1
         self._rounds[self._round] = {}
         self._chain = chain
         if self._dedup:
-            self._dedup.begin_round(self._next_number)
+            self._dedup.begin_round(self._next_number, ahead)
         await self._out.send(BeginRound(self._round, snapshot))
 
     async def drop_round(self) -> None:
@@ -174,6 +180,18 @@ class ImageSender:
     async def send_memory(self, memory: SentImage, fd: int) -> None:
         """Send the pages that come through the pipe `fd`, until its end. `Pages` must tell of them before."""
         await self._pump_pages(memory, fd)
+
+    async def send_trial(self, data: bytes) -> None:
+        """Send bytes that are of no image, to see how long they take: in a round that will be dropped."""
+        number, self._next_number = self._next_number, self._next_number + 1
+        await self._out.send(OpenImage(number, f"trial-{number}.img", False, self._round))
+        for start in range(0, len(data), MAX_DATA):
+            await self._out.send_bytes(number, start, data[start : start + MAX_DATA])
+        await self._out.send(EndImage(number, len(data)))
+
+    def send_all_pages(self) -> None:
+        """From now on page images are spliced as they are, whatever the cache has."""
+        self._dedup = None
 
     async def finish(self, store: PageStore, variant: str = "") -> None:
         """Every image has come: let the transforms do the rest, then declare the set complete.

@@ -103,6 +103,7 @@ class SourceSession:
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
         self.compression = Compression(config.compress)
         self.metrics = Metrics()
+        self._make_chain = make_chain
         self.sender = ImageSender(
             self.channel,
             make_chain(),
@@ -126,6 +127,7 @@ class SourceSession:
             )
             self.sender.on_small = self.post_copy.see
         self.destination: NodeFacts | None = None
+        self.foretold: float | None = None  #: seconds that the dump was expected to freeze the process
         self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
         self._link = Link(config.dialer, self.channel, self._hello(), self.view, patience=config.patience)
@@ -193,7 +195,7 @@ class SourceSession:
     def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest[Any]:
         insists, changed = not self.config.hookless, self.view.changes.notify
         if self.config.rounds or self.config.by_hand is not None:
-            rounds = RoundsIngest(self.sender, make_chain, self._sync, self.config.directory)
+            rounds = RoundsIngest(self.sender, make_chain, self.sync, self.config.directory)
             by_hand = self.config.by_hand
             return rounds if by_hand is None else RoundsByHand(rounds, self.config.directory, by_hand)
         if self.config.remote:
@@ -208,7 +210,11 @@ class SourceSession:
             )
         return StreamIngest(self.sender, changed, insists=insists)
 
-    async def _sync(self) -> None:
+    async def begin_dump(self) -> None:
+        """After rounds: what comes now is the dump."""
+        await self.sender.begin_round("", self._make_chain())
+
+    async def sync(self) -> None:
         """See all that was sent at the cache."""
         await self.view.ask(self.channel, messages.Sync)
 

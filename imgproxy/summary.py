@@ -16,6 +16,7 @@ class Summary:
     outcome: str
     reason: str
     frozen: float | None  #: from the first image of the frozen tree to its first instruction at the destination
+    foretold: float | None  #: what was expected of it when the rounds ended, but for the restore
     image_bytes: int
     rounds: list[int]  #: image bytes of each pre-dump and of the dump
     wire_bytes: int  #: on the link, headers included, compressed where it was
@@ -36,7 +37,8 @@ class Summary:
         others = sum(size for _, size in kinds[5:])
         lines = [f"{self.outcome}" + (f": {self.reason}" if self.reason else "")]
         if self.frozen is not None:
-            lines.append(f"frozen   {self.frozen:.3f} s")
+            expected = "" if self.foretold is None else f" ({self.foretold:.3f} s without the restore were foretold)"
+            lines.append(f"frozen   {self.frozen:.3f} s{expected}")
         lines.append(
             f"images   {show_size(self.image_bytes)} ({shown}" + (f", others {show_size(others)})" if others else ")")
         )
@@ -65,6 +67,7 @@ def summarise(session: SourceSession) -> Summary:
         outcome=str(session.handover.decision),
         reason=session.handover.reason,
         frozen=running - start if running is not None and start is not None else None,
+        foretold=session.foretold,
         image_bytes=session.sender.size,
         rounds=rounds,
         wire_bytes=session.channel.bytes_sent,

@@ -58,9 +58,9 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
-        convergence = await given.convergence(rounds, downtime_target, criu)
+        chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         if lazy:
-            check_lazy(context.args, wait_restored=wait_restored, rounds=convergence is not None)
+            check_lazy(context.args, wait_restored=wait_restored, rounds=chosen.convergence is not None)
         with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
                 dialer=given.dialer(parse_address(to), tls, insecure=insecure),
@@ -70,11 +70,11 @@ def migrate_command(
                 policy=HandoverPolicy(wait_for(wait_restored), timeout, one_attempt=True, lazy=lazy),
                 compress=compress,
                 limit_rate=given.rate(limit_rate),
-                dedup=convergence is not None if dedup is None else dedup,
+                dedup=chosen.convergence is not None if dedup is None else dedup,
                 digest_pages=digest_pages,
                 patience=reconnect,
                 need=need,
-                rounds=convergence is not None,
+                rounds=chosen.tracked,
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
@@ -83,7 +83,8 @@ def migrate_command(
             display = choose(as_json)
             try:
                 with telling_if_stopped(source):
-                    await migrate(source, MigrateConfig(pid, criu, tuple(context.args), convergence), display)
+                    wanted = MigrateConfig(pid, criu, tuple(context.args), chosen.convergence, dedup)
+                    await migrate(source, wanted, display)
             finally:
                 display.close()
         return exit_code(source)

@@ -129,26 +129,36 @@ def rate(text: str | None) -> int | None:
     return value
 
 
-async def convergence(rounds: str, target: float | None, criu: str) -> Convergence | None:
-    """How often to pre-dump; None for not at all, also where the kernel does not track changes, which is said."""
+@dataclass(frozen=True)
+class RoundsChoice:
+    """How the memory goes over: `convergence` None: in one dump. `tracked`: by pre-dumps, else by copies."""
+
+    convergence: Convergence | None = None
+    tracked: bool = False
+
+
+async def choose_rounds(rounds: str, target: float | None, criu: str, dedup: bool | None) -> RoundsChoice:
+    """How often to send the memory before the dump, and by what this kernel allows, which is said. UsageError."""
     if target is not None and rounds != "auto":
         raise UsageError("--downtime-target: only --rounds auto ends by it; write that, too, or leave it out")
     if rounds != "auto" and not (rounds.isascii() and rounds.isdigit()):
         raise UsageError(f"--rounds {rounds}: write auto or a number")
     if rounds != "auto" and int(rounds) == 0:
-        return None
+        return RoundsChoice()
     try:
         tracks = await tracks_changes(criu)
     except CriuError as error:
         raise UsageError(str(error)) from error
+    if not tracks and dedup is False:
+        raise UsageError("--no-dedup: this kernel does not track changes of memory, so rounds need deduplication")
     if not tracks:
         _log.warning(
-            "this kernel does not track changes of memory (soft-dirty): no pre-dumps, everything is frozen once"
+            "this kernel does not track changes of memory (soft-dirty): each round is a copy of the process, which "
+            "freezes it for that, instead of a pre-dump"
         )
-        return None
     if rounds != "auto":
-        return Convergence(None, int(rounds))
-    return Convergence(DOWNTIME_TARGET if target is None else target)
+        return RoundsChoice(Convergence(None, int(rounds)), tracks)
+    return RoundsChoice(Convergence(DOWNTIME_TARGET if target is None else target), tracks)
 
 
 def directories(images: list[Path], work: list[Path] | None, *, remote: bool) -> list[Path]:

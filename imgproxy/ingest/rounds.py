@@ -8,6 +8,7 @@ directory below that of the session; CRIU wants the one before as its parent and
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,6 +18,9 @@ from imgproxy.ingest.page_server import Check, PageServer
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
 from transform.chain import Chain
+
+if TYPE_CHECKING:
+    from imgproxy.dedup import PageCounts
 
 
 class RoundsIngest:
@@ -63,8 +67,13 @@ class RoundsIngest:
 
     @property
     def round_size(self) -> int:
-        """Bytes of the images of this round."""
-        return self._sender.round_sizes()[-1]
+        """Bytes that went out for the images of this round."""
+        return self._sender.sent
+
+    @property
+    def pages(self) -> "PageCounts | None":
+        """What became of the pages of this round, if that is known."""
+        return self._sender.pages
 
     @property
     def parent(self) -> Path | None:

@@ -115,6 +115,9 @@ class StreamIngest:
         finally:
             trio.lowlevel.notify_closing(fd)
             os.close(fd)
+        self._ended(name)
+
+    def _ended(self, name: str) -> None:
         self._open_pipes -= 1
         self._last_seen |= name == LAST_IMAGE
         self._changed()

@@ -83,3 +83,20 @@ def test_it_always_ends_and_never_before_it_can_know(
     convergence, reason = run(changing, target, limit, size)
     assert min(2, limit) <= len(convergence.rounds) <= limit
     assert reason
+
+
+def test_a_copy_is_a_part_of_the_freeze_that_stays() -> None:
+    convergence = Convergence(0.1)
+    convergence.add(RoundFigures(1000 * MIB, 0.0, 10.0, 1.0))
+    convergence.add(RoundFigures(10 * MIB, 10.0, 11.5, 1.0))
+    predicted = convergence.predicted(11.5)
+    assert predicted == pytest.approx(1.0 + (1.0 * 1.5) / 100), "at the rate of the first: 100 MiB/s"
+    reason = convergence.reason_to_stop(11.5)
+    assert reason == "a copy alone takes 1.000 s: more of them cannot shorten the freeze"
+
+
+def test_copies_go_on_while_they_shorten_the_freeze() -> None:
+    convergence = Convergence(0.1)
+    convergence.add(RoundFigures(1000 * MIB, 0.0, 10.0, 1.0))
+    convergence.add(RoundFigures(300 * MIB, 10.0, 13.0, 1.0))
+    assert convergence.reason_to_stop(13.0) is None

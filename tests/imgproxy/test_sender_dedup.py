@@ -233,8 +233,9 @@ async def test_the_process_need_not_wait_for_the_link(node_dir: Path) -> None:
     data, drained = random_bytes(40 << 20), trio.Event()
     with open_session(node_dir) as session:
         source = Source(session, "off", dedup=True)
+
         assert source.sender._dedup is not None
-        source.sender._dedup.ahead = 1 << 40
+        source.sender._dedup.begin_round(0, ahead=1 << 40)
 
         async def send() -> None:
             pipe = Pipe()

@@ -1,7 +1,8 @@
 """`imgproxy migrate --rounds`: what goes wrong in a pre-dump never harms the process; the migration goes on or ends.
 
 This machine's kernel does not track changes of memory, so the pre-dumps are those of a fake CRIU, whose pages nobody
-needs: the dump, done by the real one through our page server, has everything. Real pre-dumps: tests/testbed.
+needs: the dump, done by the real one through our page server, has everything. Real pre-dumps: tests/testbed. What is
+done here without a fake: test_copies.py.
 """
 
 import json
@@ -28,20 +29,6 @@ async def assert_nothing_left(node: Node) -> None:
     await until(lambda: not any("imgproxy" in command for command in node.processes().values()), "it to end")
     assert not list(node.path("/run").glob("imgproxy-*"))
     assert not list((node.directory / "migrations").glob("*.journal"))
-
-
-async def test_without_dirty_tracking_there_is_one_dump(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
-    """As it is on this machine."""
-    check = await nodes.start_memcheck(a, size=4 << 20)
-    cache = await start_cache(b, "--allow-restore", criu=criu)
-    done = await migrate(a, check.pid, cache.address, criu, "--rounds", "auto", "--json")
-    assert done.code == 0, done.output
-    said = [line for line in done.stderr.splitlines() if "soft-dirty" in line]
-    assert len(said) == 1 and "no pre-dumps, everything is frozen once" in said[0]
-    assert rounds_of(done.stdout) == []
-    assert len(summary(done)["rounds"]) == 1
-    await assert_runs(check, b)
-    await check.finish()
 
 
 @pytest.mark.parametrize("rounds", [1, 3])
