@@ -10,6 +10,7 @@ after the other, and everything else is done by the real CRIU, which is spared w
 
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -92,16 +93,28 @@ class RoundClient:
 # ---- as a command ----
 
 
+#: What needs no plan goes without Python: it is asked many times.
+COMMAND = """#!/bin/sh
+case "$*" in
+"check --feature mem_dirty_track") exit 0 ;;
+pre-dump* | dump*) cd {root} && exec {words} "$@" ;;
+esac
+exec {real} "$@"
+"""
+
+
 def planned(directory: Path, real: Path, *plan: str) -> Path:
     """The command; the pre-dumps go by this plan, those behind its end by its last word.
 
     good | fails (exit code 1, though all was said) | silent (says nothing, exit code 0) | dies (half-way) | holds
-    (half-way, until the page server hangs up) | reads (like --pre-dump-mode read of a configuration file).
+    (half-way, until the page server hangs up) | reads (like --pre-dump-mode read of a configuration file) | waits
+    (half-way, until it hears `go_on` or the page server hangs up) | hesitates (waits, but before its first word).
     """
+    os.mkfifo(directory / "go-on")
     (directory / "plan").write_text(" ".join(plan))
     command = directory / "criu"
     words = f"{sys.executable} -m tests.fake_rounds {directory} {real}"
-    command.write_text(f'#!/bin/sh\ncd {ROOT} && exec {words} "$@"\n')
+    command.write_text(COMMAND.format(root=ROOT, words=words, real=real))
     command.chmod(0o700)
     return command
 
@@ -116,6 +129,12 @@ def runs(directory: Path, *actions: str) -> list[list[str]]:
 def told(directory: Path, word: str) -> bool:
     """Whether a pre-dump has come to `half-way`, or was `let-go`."""
     return (directory / word).exists()
+
+
+def go_on(directory: Path) -> None:
+    """Let the pre-dump go on that has come half-way and waits, if it still lives."""
+    with (directory / "go-on").open("rb+", buffering=0) as waiting:
+        waiting.write(b"\n")
 
 
 def value(words: list[str], name: str) -> str | None:
@@ -164,10 +183,14 @@ def _speak(directory: Path, step: str, sock: socket.socket) -> int:
     with sock:
         if step == "silent":
             return 0
+        if step == "hesitates" and not _may_go_on(directory, sock):
+            return 1
         *said, last = turns(RECORDED["4.1.1"])
         for turn in said:
             sock.sendall(turn)
             assert sock.recv(1)
+        if step == "waits" and not _may_go_on(directory, sock):
+            return 1
         if step in ("dies", "holds"):
             sock.sendall(last[:5000])
             (directory / "half-way").touch()
@@ -182,6 +205,14 @@ def _speak(directory: Path, step: str, sock: socket.socket) -> int:
     return 1 if step == "fails" else 0
 
 
+def _may_go_on(directory: Path, sock: socket.socket) -> bool:
+    """Wait until it may; False if the page server hangs up."""
+    with (directory / "go-on").open("rb+", buffering=0) as told:
+        (directory / "half-way").touch()
+        ready, _, _ = select.select([told.fileno(), sock.fileno()], [], [])
+        return told.fileno() in ready
+
+
 def _without(words: list[str], *names: str) -> list[str]:
     return [word for index, word in enumerate(words) if not {word, words[index - 1]} & set(names)]
 
@@ -190,11 +221,9 @@ def _main(place: str, real: str, *given: str) -> int:
     directory, words = Path(place), list(given)
     with (directory / "runs").open("a") as log:
         log.write(json.dumps(words) + "\n")
-    if words[0] == "pre-dump":
-        return _pre_dump(directory, words)
-    if words[:3] != ["check", "--feature", "mem_dirty_track"]:
+    if words[0] == "dump":
         os.execv(real, [real, *(word for word in _without(words, "--prev-images-dir") if word != "--track-mem")])
-    return 0
+    return _pre_dump(directory, words)
 
 
 if __name__ == "__main__":

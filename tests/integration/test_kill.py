@@ -37,7 +37,7 @@ MOMENTS = [(None, 1.2), ("session opened", 0.3), ("complete", 0.15), ("restored"
 SETTLED = 120.0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that is free now: the cache is started again on the same."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -68,71 +68,79 @@ async def test_one_copy_whatever_dies(nodes: Nodes, criu_latest: Path, victim: s
 
 async def _run(nodes: Nodes, a: Node, b: Node, criu: Path, draw: random.Random, victim: str) -> None:
     check = await nodes.start_memcheck(a, size=4 << 20, procs=draw.choice([1, 1, 3]), threads=draw.choice([1, 2]))
-    port = _free_port()
-    cache = await _cache(b, port, criu)
+    port = free_port()
+    cache = await restartable_cache(b, port, criu)
     proxy = start_migrate(a, check.pid, cache.address, criu, "--timeout", 20, "--reconnect", 3)
     event, spread = draw.choice(MOMENTS)
-    await _moment(cache, proxy, event, draw.uniform(0, spread))
+    await wait_moment(cache, proxy, event, draw.uniform(0, spread))
     where, words = VICTIMS[victim]
-    _kill(a if where == "a" else b, words)
+    kill_all(a if where == "a" else b, words)
     if victim == "cache":
         await cache.wait()
-        cache = await _cache(b, port, criu)
-    await _settle(a, b, check, proxy, recover=victim in ("proxy", "cache"))
-    await assert_runs(check, a if _in(a, check) else b)
-    await _finish(a, b, check, cache)
+        cache = await restartable_cache(b, port, criu)
+    await settle(a, b, check, proxy, recover=victim in ("proxy", "cache"))
+    await assert_runs(check, a if tree_in(a, check) else b)
+    await assert_all_ends(a, b, check, cache)
 
 
-async def _cache(node: Node, port: int, criu: Path) -> Program:
+async def restartable_cache(node: Node, port: int, criu: Path) -> Program:
     listen = f"127.0.0.1:{port}"
     return await start_cache(node, "--allow-restore", "--source-timeout", 3, listen=listen, criu=criu)
 
 
-async def _moment(cache: Program, proxy: Program, event: str | None, delay: float) -> None:
+async def wait_moment(cache: Program, proxy: Program, event: str | None, delay: float) -> None:
     """Wait for the moment; a migration that is over before has passed it."""
     if event is not None:
         async with trio.open_nursery() as nursery:
 
             async def over() -> None:
-                await proxy.wait()
+                await proxy.wait(SETTLED)
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(over)
-            await cache.wait_log(event)
+            await cache.wait_log(event, SETTLED)
             nursery.cancel_scope.cancel()
     with trio.move_on_after(delay):
-        await proxy.wait()
+        await proxy.wait(SETTLED)
 
 
-def _kill(node: Node, words: tuple[str, ...]) -> None:
+def kill_all(node: Node, words: tuple[str, ...]) -> None:
     for pid, command in node.processes().items():
         if all(word in command for word in words):
             kill_and_wait(pid)
 
 
-async def _settle(a: Node, b: Node, check: SelfCheck, proxy: Program, *, recover: bool) -> None:
+async def settle(a: Node, b: Node, check: SelfCheck, proxy: Program, *, recover: bool) -> None:
     """Wait until the proxy has ended and the tree is in one node only, with no CRIU at work on it."""
     await proxy.wait(SETTLED)
     if recover:
         journal = a.directory / "migrations"
         done = await a.run("imgproxy", "recover", "--journal", journal, "--patience", 10, deadline=SETTLED)
         assert done.code == 0, done.output
-    await until(lambda: not _working(a) and not _working(b), "every CRIU to have ended", SETTLED)
-    await until(lambda: bool(_in(a, check)) != bool(_in(b, check)), "the tree to be in one node", SETTLED)
+    await until(lambda: not at_work(a) and not at_work(b), "every CRIU to have ended", SETTLED)
+    await until(lambda: bool(tree_in(a, check)) != bool(tree_in(b, check)), "the tree to be in one node", SETTLED)
 
 
-def _working(node: Node) -> list[str]:
+def at_work(node: Node) -> list[str]:
     """CRIUs and action scripts that run in the node."""
-    words = ("dump --stream", "restore --stream", "imgproxy.hook", "imgcache.hook", "imgproxy recover")
+    words = (
+        " dump -t",
+        " pre-dump -t",
+        "dump --stream",
+        "restore --stream",
+        "imgproxy.hook",
+        "imgcache.hook",
+        "imgproxy recover",
+    )
     return [command for command in node.processes().values() if any(word in command for word in words)]
 
 
-def _in(node: Node, check: SelfCheck) -> list[int]:
+def tree_in(node: Node, check: SelfCheck) -> list[int]:
     """The tree's processes in a node."""
     return [pid for pid in check.pids() if pid in node.processes()]
 
 
-async def _finish(a: Node, b: Node, check: SelfCheck, cache: Program) -> None:
+async def assert_all_ends(a: Node, b: Node, check: SelfCheck, cache: Program) -> None:
     """End all, and see that nothing is left: no process, socket, script or images directory."""
     await check.finish()
     assert await cache.stop() == 0
