@@ -38,6 +38,8 @@ class Assembly:
 
     def open(self, message: OpenImage) -> None:
         """A shard has an image; several may have the same."""
+        if message.composed:
+            raise RemoteProtocolError("its pages are composed of each other: it is an archive for imgcache --from")
         known = self._images.get(message.image)
         if known is None:
             if len(self._images) >= MAX_IMAGES:

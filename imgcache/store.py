@@ -12,15 +12,13 @@ may refer to pages that are still needed then, and to those of its own round.
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-import trio
-import zstandard
-
 from imgcache.arena import Arena, Extent
 from imgcache.extents import Spans
 from imgcache.image import Round, StoredImage
+from imgcache.reception import Reception
 from imgnode.channel import Payload
 from imgwire.errors import RemoteProtocolError
-from imgwire.frames import MAX_DATA, Header
+from imgwire.frames import Header
 from imgwire.messages import PAGE, ZEROES, BeginRound, Compose, DropRound, EndImage, ImagesComplete, OpenImage, Patch
 from imgwire.names import is_pages
 
@@ -54,7 +52,7 @@ class ImageStore:
         self._shared = Spans()  # what stands in the checkpoint more than once
         self._composes = False  # some image is composed
         self.memory: StoredImage | None = None  #: post-copy: pages that follow, in the order in which they come
-        self._unzip = zstandard.ZstdDecompressor()
+        self._reception = Reception(arena)
 
     def __len__(self) -> int:
         return len(self._checkpoint)
@@ -254,69 +252,12 @@ class ImageStore:
 
     async def receive(self, payload: Payload) -> None:
         """Take a DATA frame's payload. What was taken of it counts only when it is whole."""
-        header = payload.header
-        image = self._writable(header)
-        target, whole = self.arena.reserve(header.raw_length, image.heap.last), False
-        try:
-            if header.compressed:
-                await self._receive_zstd(payload, image, target)
-            elif payload.splices and not image.digested:
-                await self._receive_spliced(payload, target)
-            else:
-                await self._receive_bytes(payload, image, target)
-            whole = True
-        finally:
-            if not whole:
-                self.arena.unreserve(target)
-        image.add(target)
+        image = self._writable(payload.header)
+        image.add(await self._reception.take(payload, image))
 
     def adopt(self, header: Header, extent: Extent) -> None:
         """A DATA frame's bytes lie in a file already: refer to them there."""
         self._writable(header).add(extent)
-
-    async def _receive_spliced(self, payload: Payload, target: Extent) -> None:
-        done, whole = 0, False
-        try:
-            while payload.left:
-                size = await payload.splice(self.arena.pipe)
-                await self.arena.fill_from_pipe(target, done, size)
-                done += size
-            whole = True
-        finally:
-            if not whole:
-                self.arena.reset_pipe()
-
-    async def _receive_bytes(self, payload: Payload, image: StoredImage, target: Extent) -> None:
-        parts = []
-        done = 0
-        while payload.left:
-            part = await payload.read()
-            await self.arena.fill(target, done, part)
-            done += len(part)
-            if image.digested:
-                parts.append(part)
-        for part in parts:  # only now: a frame that was cut comes again, whole
-            image.update_digest(part)
-
-    async def _receive_zstd(self, payload: Payload, image: StoredImage, target: Extent) -> None:
-        parts = []
-        while payload.left:
-            parts.append(await payload.read())
-        data = await trio.to_thread.run_sync(self._decompress, b"".join(parts), payload.header.raw_length)
-        await self.arena.fill(target, 0, data)
-        image.update_digest(data)
-
-    def _decompress(self, data: bytes, size: int) -> bytes:
-        try:
-            # The output is bounded by what the header says (MAX_DATA at most), whatever the frame claims.
-            if zstandard.frame_content_size(data) != size:
-                raise RemoteProtocolError("a zstd frame that does not hold what its header says")
-            raw = self._unzip.decompress(data, max_output_size=MAX_DATA)
-        except zstandard.ZstdError as error:
-            raise RemoteProtocolError(f"a zstd frame that cannot be decompressed: {error}") from error
-        if len(raw) != size:
-            raise RemoteProtocolError(f"a zstd frame of {len(raw)} bytes where {size} were announced")
-        return raw
 
     def _writable(self, header: Header) -> StoredImage:
         image = self._unsealed(header.image)

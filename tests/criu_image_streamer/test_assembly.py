@@ -144,3 +144,9 @@ async def test_more_images_than_any_dump_has(arena: Arena, monkeypatch: pytest.M
     monkeypatch.setattr("criu_image_streamer.assembly.MAX_IMAGES", 1)
     with pytest.raises(RemoteProtocolError, match="more than 1 images"):
         opened(arena).open(OpenImage(1, "core-2.img"))
+
+
+async def test_a_composed_image_is_of_another_reader(arena: Arena) -> None:
+    """Its frames are not its bytes."""
+    with pytest.raises(RemoteProtocolError, match="it is an archive for imgcache --from"):
+        Assembly(arena, {}).open(OpenImage(0, "pages-1.img", composed=True))

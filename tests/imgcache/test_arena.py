@@ -174,3 +174,17 @@ def test_whole_reads_and_writes(tmp_path: Path) -> None:
         assert pread_all(file.fileno(), 4, PAGE - 2) == b"\0\0bc"
         with pytest.raises(OSError, match="fallocate"):
             punch_hole(-1, 0, 1)
+
+
+async def test_zeroes_take_no_memory_and_their_file_is_closed() -> None:
+    before = set(Path("/proc/self/fd").iterdir())
+    budget = MemoryBudget(0)
+    arena = Arena(budget, None)
+    first, second = arena.zeroes(0, 1 << 40), arena.zeroes(1 << 40, PAGE)
+    assert first.fd == second.fd and second.offset == first.offset + first.length
+    assert pread_all(second.fd, PAGE, second.offset) == bytes(PAGE)
+    assert not arena.owns(first)
+    arena.release(first)
+    assert os.fstat(first.fd).st_blocks == 0 and budget.used == 0
+    arena.close()
+    assert set(Path("/proc/self/fd").iterdir()) == before

@@ -12,7 +12,7 @@ import pytest
 
 from imgnode import preflight
 from imgnode.criu import Criu
-from imgnode.preflight import NodeFacts, check_images_dir, problems
+from imgnode.preflight import NodeFacts, check_images_dir, has_room_for_rounds, problems
 from imgnode.unix import listening
 from imgwire.errors import RemoteProtocolError, UsageError
 
@@ -264,3 +264,19 @@ async def test_images_dir_with_a_long_path(node_dir: Path, sessions: bool, longe
     long.mkdir(mode=0o700)
     with pytest.raises(UsageError, match=f"{long}: its path has {most + 1} bytes, .*: name one with at most {most}$"):
         check_images_dir(long, sessions=sessions)
+
+
+@pytest.mark.t0
+@pytest.mark.parametrize(
+    ("free", "limit", "spool", "fits"),
+    [
+        (200, None, None, True),
+        (199, None, None, False),
+        (150, None, 50, True),
+        (999, 199, None, False),
+        (999, 9, 191, True),
+    ],
+)
+def test_rounds_need_room_for_two_checkpoints(free: int, limit: int | None, spool: int | None, fits: bool) -> None:
+    there = replace(NODE, free_memory=free, image_memory=limit, free_spool=spool)
+    assert has_room_for_rounds(there, 100) is fits
