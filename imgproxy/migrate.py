@@ -64,13 +64,15 @@ def check_process(pid: int) -> int:
         raise UsageError(f"there is no process {pid}") from None
 
 
-def check_lazy(options: Sequence[str], *, wait_restored: bool, rounds: bool) -> None:
+def check_lazy(options: Sequence[str], *, wait_restored: bool, rounds: bool, redials: bool) -> None:
     """UsageError for what cannot go with --lazy."""
+    if not redials:
+        raise UsageError("--lazy: a link that is cut must be made again; write HOST:PORT or unix:PATH after --to")
     if not wait_restored:
         raise UsageError("--lazy: it must be restored there before it is given up here; leave --no-wait-restored out")
     if rounds:
         raise UsageError("--lazy: not together with --rounds; leave one of them out")
-    if "--tcp-established" in options:
+    if "--tcp-established" in split(options).dump:
         raise UsageError(
             "--lazy: criu would unlock established TCP connections here while the process is not whole there; "
             "leave --tcp-established out, or --lazy"

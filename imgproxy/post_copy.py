@@ -131,6 +131,9 @@ class PostCopy:
         except (NotHeld, OSError) as error:
             self._handover.abort(str(error))
             return False
+        if self._handover.decision is not Decision.WAITING:  # aborted while the thread worked
+            await trio.to_thread.run_sync(self._let_go, self._handover.reason)
+            return False
         self._handover.commit()
         return True
 
@@ -140,14 +143,18 @@ class PostCopy:
         criu = proc.tracer(init)
         self._check_held(tree, criu)
         self._journal.write(STOPPED, tree=[list(task) for task in tree])
+        self._tree = tree
         try:
             proc.stop_tree(tree)
             self._check_held(tree, criu)
-        except (NotHeld, OSError):
-            self._journal.write("aborted", reason="criu let the tasks go before the commit")
-            proc.continue_tree(tree)
+        except (NotHeld, OSError) as error:
+            self._let_go(str(error))
             raise
-        self._tree = tree
+
+    def _let_go(self, reason: str) -> None:
+        """It was stopped, and is not to be: it runs on here. Blocking."""
+        self._journal.write("aborted", reason=reason)
+        proc.continue_tree(self._tree)
 
     def _check_held(self, tree: list[ProcessId], criu: int) -> None:
         if not criu or not all(proc.tracer(task.pid) == criu for task in tree):

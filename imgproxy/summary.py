@@ -6,6 +6,7 @@ from itertools import pairwise
 from imgnode.command_line import show_size
 from imgproxy.session import SourceSession
 from imgwire.messages import PAGE
+from imgwire.states import SessionState
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ def summarise(session: SourceSession) -> Summary:
     start, sent = marks.get("dump"), marks.get("sent")
     running = _running(session)
     rounds = session.sender.round_sizes()
+    lost = session.view.state is SessionState.LOST
     return Summary(
         session=session.name,
-        outcome=str(session.handover.decision),
-        reason=session.handover.reason,
+        outcome="lost" if lost else str(session.handover.decision),
+        reason=session.view.detail if lost else session.handover.reason,
         frozen=running - start if running is not None and start is not None else None,
         foretold=session.foretold,
         image_bytes=session.sender.size,

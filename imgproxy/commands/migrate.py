@@ -59,11 +59,13 @@ def migrate_command(
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
+        reached = given.dialer(parse_address(to), tls, insecure=insecure)
         if lazy:
-            check_lazy(context.args, wait_restored=wait_restored, rounds=chosen.convergence is not None)
+            pre_dumps = chosen.convergence is not None
+            check_lazy(context.args, wait_restored=wait_restored, rounds=pre_dumps, redials=reached.redials)
         with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
-                dialer=given.dialer(parse_address(to), tls, insecure=insecure),
+                dialer=reached,
                 directory=directory,
                 journal=journals,
                 name=session,

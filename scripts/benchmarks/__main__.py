@@ -16,6 +16,7 @@ from imgnode.criu import Criu
 from scripts.benchmarks.compress import compress
 from scripts.benchmarks.contenders import find_streamer
 from scripts.benchmarks.freeze import freeze
+from scripts.benchmarks.lazy import lazy
 from scripts.benchmarks.nodes import CommandFailed
 from scripts.benchmarks.rate import rate
 from scripts.benchmarks.remote import NEEDS_ORIGINAL, has_remote, remote
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "compress": compress,
     "scale": scale,
     "freeze": freeze,
+    "lazy": lazy,
     "remote": remote,
 }
 SMALL = {"freeze": 1 << 20}  #: benchmarks whose process has a size of its own

@@ -99,6 +99,7 @@ async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: st
     os.kill(_named(b, victim)[-1], signal.SIGKILL)
     assert await migrating.wait() == 3
     assert "stopped" in migrating.stderr
+    assert migrating.stdout.startswith("lost: ")
     await cache.wait_log("lost")
     await _assert_whole_and_stopped(check, a, b)
     told = await _recover(a)
@@ -184,3 +185,10 @@ async def test_refused(nodes: Nodes, a: Node, criu_latest: Path, options: list[s
     done = await migrate(a, check.pid, "127.0.0.1:1", criu_latest, "--lazy", *options)
     assert done.code == 2
     assert reason in done.stderr
+
+
+async def test_a_link_that_cannot_be_made_again_is_refused(nodes: Nodes, a: Node, criu_latest: Path) -> None:
+    check = await nodes.start_memcheck(a)
+    done = await migrate(a, check.pid, "fd:0,1", criu_latest, "--lazy")
+    assert done.code == 2
+    assert "must be made again" in done.stderr
