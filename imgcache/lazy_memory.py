@@ -17,8 +17,9 @@ from imgwire.page_server_messages import PAGE_SIZE
 from transform.errors import ImageError
 from transform.images.pagemap import extents_at_source, task_of
 
-#: Pages asked for, where none of those that CRIU wants is here or on its way: CRIU asks for up to 1024, of which it
-#: needs the first one most.
+#: Pages asked for at once, from the one that is wanted on: who waits for a page soon wants the next ones. CRIU asks for
+#: one on a fault, and for up to 1024 in the background, of which it needs the first one most. With one at a time, nine
+#: threads that went through 24 MiB on a busy machine took 28 s.
 ASKED_AT_ONCE = 16
 
 
@@ -81,9 +82,9 @@ class LazyMemory:
         """Where the pages from `address` on are, as many as are here, `pages` at most; [] if the first is not."""
         return [part for run in self._find(pid, address, address + pages * PAGE_SIZE) for part in run]
 
-    def ask(self, pid: int, address: int, pages: int) -> WantPages | None:
+    def ask(self, pid: int, address: int) -> WantPages | None:
         """What to ask the source for, so that the page at `address` comes; None if it is here or on its way."""
-        due = self._due.find(pid, address, address + min(pages, ASKED_AT_ONCE) * PAGE_SIZE)
+        due = self._due.find(pid, address, address + ASKED_AT_ONCE * PAGE_SIZE)
         if not due or due[0].start != address or self._asked.find(pid, address, address + PAGE_SIZE):
             return None
         self._asked.add(*due[0])

@@ -38,6 +38,9 @@ from transform.images.pagemap import extents_at_source, is_wide, task_of
 
 #: Pages asked of CRIU at once: a frame of the link.
 CHUNK = PIPED_DATA // PAGE_SIZE
+#: Runs of pages that somebody waits for, after which other pages get their turn: a process that waits again and again
+#: must not keep the rest from coming.
+FAVOURED = 8
 #: Bytes that may be under way before pages that nobody waits for must wait, so that those that somebody waits for are
 #: soon there: 30 ms at 1 Gbit/s.
 AHEAD = 4 << 20
@@ -68,6 +71,7 @@ class PostCopy:
         self._pagemaps: dict[str, bytearray] = {}
         self._left = PageRanges()  # not asked of CRIU yet
         self._urgent: deque[PageRange] = deque()
+        self._favoured = 0  # runs of urgent pages since the last others
         self._source: MemorySource = ProcessMemory([])
         self._memory: SentImage | None = None
         self._tree: list[ProcessId] = []
@@ -201,16 +205,16 @@ class PostCopy:
         """What goes next, taken from what is left."""
         while True:
             self._sort_wanted()
-            if self._urgent:
-                return self._urgent.popleft()
             background = self._handover.decision is Decision.COMMITTED and self._left.first(CHUNK)
-            if not background:
-                await self._news()
-            elif self._channel.kept_bytes <= AHEAD:
+            room = self._channel.kept_bytes <= AHEAD
+            if self._urgent and not (background and room and self._favoured >= FAVOURED):
+                self._favoured += 1
+                return self._urgent.popleft()
+            if background and room:
+                self._favoured = 0
                 self._left.take(*background)
                 return background
-            else:
-                await self._news(room=True)
+            await self._news(room=bool(background))
 
     def _sort_wanted(self) -> None:
         while self._view.wanted:

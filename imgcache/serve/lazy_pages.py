@@ -200,7 +200,7 @@ class PageAnswers:
         if isinstance(event, PagesAsked):
             if not self._due and event.pages <= AT_ONCE and self._answer_at_once(event):
                 return
-            wanted = self._memory.ask(event.pid, event.address, event.pages)
+            wanted = self._memory.ask(event.pid, event.address)
             if wanted is not None:
                 self._session.want(wanted)
         if isinstance(event, PagesAsked | Closing):

@@ -111,13 +111,13 @@ def test_half_a_page_is_no_page(made: tuple[LazyMemory, int]) -> None:
 
 def test_what_is_asked_of_the_source(made: tuple[LazyMemory, int]) -> None:
     memory, _ = made
-    assert memory.ask(7, BASE, 1000) == WantPages(7, BASE, ASKED_AT_ONCE)
-    assert memory.ask(7, BASE + PAGE_SIZE, 1) is None, "asked for"
-    assert memory.ask(7, BASE + (PAGES - 1) * PAGE_SIZE, 4) == WantPages(7, BASE + (PAGES - 1) * PAGE_SIZE, 1)
-    assert memory.ask(8, BASE, 1) is None, "nobody has it"
+    assert memory.ask(7, BASE) == WantPages(7, BASE, ASKED_AT_ONCE)
+    assert memory.ask(7, BASE + PAGE_SIZE) is None, "asked for"
+    assert memory.ask(7, BASE + (PAGES - 1) * PAGE_SIZE) == WantPages(7, BASE + (PAGES - 1) * PAGE_SIZE, 1)
+    assert memory.ask(8, BASE) is None, "nobody has it"
     memory.announce(Pages(7, BASE + 30 * PAGE_SIZE, 4))
-    assert memory.ask(7, BASE + 31 * PAGE_SIZE, 1) is None, "on its way"
-    assert memory.ask(7, BASE + 28 * PAGE_SIZE, 16) == WantPages(7, BASE + 28 * PAGE_SIZE, 2)
+    assert memory.ask(7, BASE + 31 * PAGE_SIZE) is None, "on its way"
+    assert memory.ask(7, BASE + 28 * PAGE_SIZE) == WantPages(7, BASE + 28 * PAGE_SIZE, 2)
 
 
 @pytest.mark.parametrize(
