@@ -125,9 +125,14 @@ class ImageSender:
         return self._dedup.all_counts if self._dedup else None
 
     def round_sizes(self) -> list[int]:
-        """Bytes of each round that was not dropped, the latest last."""
-        sizes = [sum(image.size for image in sent.values()) for sent in self._rounds.values()]
-        return [size for size in sizes[:-1] if size] + sizes[-1:]
+        """Bytes that went out for each round that was not dropped, the latest last."""
+        rounds = list(self._rounds.values())
+        return [sum(image.sent for image in sent.values()) for sent in [*filter(None, rounds[:-1]), rounds[-1]]]
+
+    @property
+    def round_bytes(self) -> int:
+        """Bytes of the images of this round, whatever went out for them."""
+        return sum(image.size for image in self.images.values())
 
     def totals(self) -> tuple[int, int]:
         """How many images make the migration, and their bytes."""

@@ -19,7 +19,7 @@ class Summary:
     frozen: float | None  #: from the first image of the frozen tree to its first instruction at the destination
     foretold: float | None  #: what was expected of it when the rounds ended, but for the restore
     image_bytes: int
-    rounds: list[int]  #: image bytes of each pre-dump and of the dump
+    rounds: list[int]  #: bytes that went out for each round and for the dump
     wire_bytes: int  #: on the link, headers included, compressed where it was
     pages: dict[str, int] | None  #: of all rounds, with dedup: sent, skipped (the cache had them), zero
     rate: float | None  #: image bytes per second of the dump, while its images came
@@ -74,7 +74,9 @@ def summarise(session: SourceSession) -> Summary:
         rounds=rounds,
         wire_bytes=session.channel.bytes_sent,
         pages=vars(session.sender.all_pages) if session.sender.all_pages else None,
-        rate=rounds[-1] / (sent - start) if start is not None and sent is not None and sent > start else None,
+        rate=session.sender.round_bytes / (sent - start)
+        if start is not None and sent is not None and sent > start
+        else None,
         bytes_by_kind=dict(session.sender.bytes_by_kind),
         phases=_phases(marks),
         reconnects=max(0, session.channel.reconnects),
