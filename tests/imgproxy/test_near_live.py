@@ -133,3 +133,16 @@ async def test_a_criu_that_cannot_be_started(tmp_path: Path, make: Make) -> None
     one = await make(command=tmp_path / "missing")
     with pytest.raises(FileNotFoundError):
         await one.pre_dump(1)
+
+
+async def test_which_is_under_way(make: Make) -> None:
+    """For whoever watches."""
+    ingest = (await make("good")).ingest
+    seen = []
+    for dump in (False, False, True):
+        ingest.prepare()
+        await ingest.begin(dump=dump)
+        seen.append(ingest.pre_dump)
+        await ingest.end(good=False)
+        assert ingest.pre_dump == 0
+    assert seen == [1, 2, 0]

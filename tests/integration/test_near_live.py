@@ -166,3 +166,26 @@ async def test_a_recovery_leaves_a_migration_alone(
     assert (done.code, done.stdout) == (0, "")
     assert await migrating.stop() == 128 + 15
     await check.finish()
+
+
+@pytest.mark.parametrize("rounds", [[], ["--rounds", 2]])
+async def test_a_target_that_nothing_ends_by(nodes: Nodes, a: Node, criu_latest: Path, rounds: list[object]) -> None:
+    check = await nodes.start_memcheck(a)
+    done = await migrate(a, check.pid, "127.0.0.1:9", criu_latest, *rounds, "--downtime-target", 1)
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == (
+        "imgproxy: --downtime-target: only --rounds auto ends by it; write that, too, or leave it out\n"
+    )
+    await check.finish()
+
+
+async def test_a_criu_that_cannot_look(nodes: Nodes, a: Node, node_dir: Path) -> None:
+    """That is another reason than a kernel that does not track."""
+    check = await nodes.start_memcheck(a)
+    command = node_dir / "criu"
+    command.write_text("#!/bin/sh\necho 'Error (criu/kerndat.c:1): no /proc' >&2\nexit 1\n")
+    command.chmod(0o700)
+    done = await migrate(a, check.pid, "127.0.0.1:9", command, "--rounds", "auto")
+    assert (done.code, done.stdout) == (2, "")
+    assert done.stderr == f"imgproxy: {command} check --feature mem_dirty_track: no /proc\n"
+    await check.finish()
