@@ -22,6 +22,7 @@ from imgnode.nursery import flat_nursery
 from imgnode.pipes import enlarge, read_some
 from imgproxy.compression import THREADS, Compression
 from imgproxy.outgoing import Outgoing
+from imgwire.errors import UsageError
 from imgwire.frames import MAX_DATA
 from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, MemoryFollows, OpenImage
 from imgwire.names import image_kind, is_pages
@@ -321,8 +322,13 @@ class ImageSender:
 
 
 def _deduplicating(out: Outgoing, compression: Compression) -> "PageSender":
-    from imgproxy.page_sender import PageSender  # with --dedup and in rounds only: it is slow to import
-
+    try:
+        from imgproxy.page_sender import PageSender  # with --dedup and in rounds only: it is slow to import
+    except ImportError as error:
+        reason = str(error).strip().splitlines()[-1:] or [""]
+        raise UsageError(
+            f"numpy cannot be loaded ({reason[0]}): install what it needs, such as libstdc++, or say --no-dedup"
+        ) from error
     return PageSender(out, compression)
 
 

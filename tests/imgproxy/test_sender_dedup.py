@@ -1,6 +1,7 @@
 """Pages that the cache has do not cross the link: rounds of random memory through a real channel, equal in the end."""
 
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,11 +18,13 @@ from imgnode.pipes import Pipe, write_all
 from imgproxy.compression import Compression
 from imgproxy.one_way import archive
 from imgproxy.sender import ImageSender
+from imgwire.errors import UsageError
 from imgwire.messages import ImagesComplete
 from imgwire.states import SessionState
 from tests.imgproxy.test_sender import IMAGES, Cuts, Rewriter, Source
 from tests.playbook import (
     MakePair,
+    MemoryOutgoing,
     connected,
     open_session,
     pipe_pair,
@@ -257,3 +260,11 @@ async def test_the_process_need_not_wait_for_the_link(node_dir: Path) -> None:
         finally:
             source.channel.close()
         assert source.checkpoint["pages-1.img"] == data
+
+
+def test_numpy_that_cannot_be_loaded_is_told_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where libstdc++ is missing."""
+    monkeypatch.delitem(sys.modules, "imgproxy.page_sender", raising=False)
+    monkeypatch.setitem(sys.modules, "imgproxy.dedup", None)
+    with pytest.raises(UsageError, match=r"^numpy cannot be loaded .* or say --no-dedup$"):
+        ImageSender(MemoryOutgoing(), Chain(()), Compression("off"), dedup=True)
