@@ -6,7 +6,6 @@ for this machine's kernel does not track changes; the dump, by the real one, com
 What continuous integration runs is a part: IMGPROXY_KILLS=3 runs 105.
 """
 
-import os
 import random
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.fake_rounds import go_on, planned, runs, told
 from tests.integration.test_kill import (
     AT_ONCE,
     BATCH,
+    KILLS,
     SETTLED,
     VICTIMS,
     assert_all_ends,
@@ -31,8 +31,6 @@ from tests.nodes import Node, Nodes, Program, assert_runs, start_migrate, until
 
 pytestmark = pytest.mark.t3
 
-#: Batches for each victim.
-BATCHES = int(os.environ.get("IMGPROXY_KILLS", "1"))
 #: What the pre-dumps do when somebody dies meanwhile: the one that waits, half-way or before its first word, is it.
 PRE_DUMPS = {"in round 1": "waits", "between rounds": "good hesitates good", "in round 2": "good waits good"}
 #: Seconds after CRIU was called for the dump within which somebody dies.
@@ -51,7 +49,7 @@ DYING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 }  #: where it runs, words of its command line, when it can die
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize("batch", range(KILLS))
 @pytest.mark.parametrize("victim", DYING)
 async def test_one_copy_whatever_dies(nodes: Nodes, criu_latest: Path, victim: str, batch: int) -> None:
     """Several runs at once, each with two nodes of its own."""
