@@ -17,6 +17,7 @@ from scripts.benchmarks.compress import compress
 from scripts.benchmarks.contenders import find_streamer
 from scripts.benchmarks.freeze import freeze
 from scripts.benchmarks.lazy import lazy
+from scripts.benchmarks.near_live import near_live
 from scripts.benchmarks.nodes import CommandFailed
 from scripts.benchmarks.rate import rate
 from scripts.benchmarks.remote import NEEDS_ORIGINAL, has_remote, remote
@@ -39,9 +40,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "freeze": freeze,
     "lazy": lazy,
     "remote": remote,
+    "near-live": near_live,
 }
 SMALL = {"freeze": 1 << 20}  #: benchmarks whose process has a size of its own
 SIZES = {"remote": 512 << 20}  #: where another size than the usual one is the default
+BY_NAME = ("near-live",)  #: no part of everything: emulated, it takes as long as all others together
 SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
@@ -49,7 +52,9 @@ QUICK_SIZE = 4 << 20
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all by default")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last by default"
+    )
     parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB)")
     parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")
     parser.add_argument("--repeats", type=int, help="trials of each contender (default: 5)")
@@ -66,7 +71,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         parser.exit(2, f"bench: remote needs --original PATH, {NEEDS_ORIGINAL}\n")
     if given.original is not None and not has_remote(given.original):
         parser.exit(2, f"bench: --original {given.original}: not {NEEDS_ORIGINAL}\n")
-    given.names = given.names or [name for name in BENCHMARKS if name != "remote" or given.original]
+    left_out = [] if given.original else ["remote"]
+    given.names = given.names or [name for name in BENCHMARKS if name not in [*left_out, *BY_NAME]]
     return given
 
 
