@@ -30,9 +30,9 @@ VICTIMS = {
 }
 #: Runs in a batch, and how many of them at once: two cores have room for that.
 BATCH, AT_ONCE = 5, 3
-#: Batches for each victim: 15 runs for each program, 5 for each action script, 70 in all; IMGPROXY_KILLS=3 makes 210.
+#: Batches for each victim: 10 runs for each program, 5 for each action script, 50 in all; IMGPROXY_KILLS=5 makes 250.
 KILLS = int(os.environ.get("IMGPROXY_KILLS", "1"))
-BATCHES = {"proxy": 3, "cache": 3, "dump": 3, "restore": 3, "dump-hook": 1, "restore-hook": 1}
+BATCHES = {"proxy": 2, "cache": 2, "dump": 2, "restore": 2, "dump-hook": 1, "restore-hook": 1}
 #: When to kill: after what the cache has logged (None: after the start), plus a random part of so many seconds.
 MOMENTS = [(None, 1.2), ("session opened", 0.3), ("complete", 0.15), ("restored", 0.08), ("committed", 0.08)]
 #: Seconds within which all is settled, a lost peer's timeouts included.

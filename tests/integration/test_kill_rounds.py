@@ -3,7 +3,7 @@
 Like test_kill, with pre-dumps, in the middle of which and between which somebody dies. They are those of a fake CRIU,
 for this machine's kernel does not track changes; the dump, by the real one, comes to our page server, too.
 
-What continuous integration runs is a part: IMGPROXY_KILLS=3 runs 105.
+What continuous integration runs is a part: IMGPROXY_KILLS=5 runs 105.
 """
 
 import random
@@ -15,7 +15,6 @@ import trio
 from tests.fake_rounds import go_on, planned, runs, told
 from tests.integration.test_kill import (
     AT_ONCE,
-    BATCH,
     KILLS,
     SETTLED,
     VICTIMS,
@@ -31,6 +30,8 @@ from tests.nodes import Node, Nodes, Program, assert_runs, start_migrate, until
 
 pytestmark = pytest.mark.t3
 
+#: Runs in a batch.
+BATCH = 3
 #: What the pre-dumps do when somebody dies meanwhile: the one that waits, half-way or before its first word, is it.
 PRE_DUMPS = {"in round 1": "waits", "between rounds": "good hesitates good", "in round 2": "good waits good"}
 #: Seconds after CRIU was called for the dump within which somebody dies.

@@ -153,7 +153,10 @@ async def test_memory_is_as_compressible_as_asked(start_memcheck: StartMemcheck)
     ("leak", "complaint"),
     [
         ("os.open('/dev/null', os.O_RDONLY)", r"descriptors left open: \{\d+: '/dev/null'\}"),
-        ("os.fork() or os._exit(0)", r"processes left behind: \{\d+: '.*zombie"),
+        (
+            "os.fork() or os._exit(0); os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)",
+            r"processes left behind: \{\d+: '.*zombie",
+        ),
         ("os.system('sleep 1000 >/dev/null 2>&1 </dev/null &')", r"processes left behind: \{\d+: 'sleep 1000 "),
     ],
     ids=["descriptor", "zombie", "orphan"],

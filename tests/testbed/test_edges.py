@@ -25,7 +25,7 @@ from tests.testbed.guest_nodes import PATIENCE, GuestNode, open_nodes
 pytestmark = pytest.mark.t3
 
 #: Moves of all processes together, and what their rounds and links are drawn from.
-MOVES = int(os.environ.get("IMGPROXY_MOVES", "16"))
+MOVES = int(os.environ.get("IMGPROXY_MOVES", "8"))
 SEED = int(os.environ.get("IMGPROXY_SEED", "1"))
 SIZE, STILL = 1 << 20, 3 << 20
 REPORT = "/run/m/report"
