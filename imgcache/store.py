@@ -49,8 +49,7 @@ class ImageStore:
         self._by_number: dict[int, StoredImage] = {}
         self._trimmed = 0  # rounds of which only what is needed is kept
         self._needed = Spans()  # that
-        self._shared = Spans()  # what stands in the checkpoint more than once
-        self._composes = False  # some image is composed
+        self._shared: Spans | None = None  # what stands in the checkpoint more than once, once that is asked
         self.memory: StoredImage | None = None  #: post-copy: pages that follow, in the order in which they come
         self._reception = Reception(arena)
 
@@ -145,7 +144,6 @@ class ImageStore:
         if len(self._by_number) >= MAX_IMAGES:
             raise RemoteProtocolError(f"more than {MAX_IMAGES} images")
         image = StoredImage(message.name, digest=message.digest, composed=message.composed)
-        self._composes |= message.composed
         self._by_number[message.image] = images[message.name] = image
 
     def compose(self, message: Compose) -> None:
@@ -194,12 +192,14 @@ class ImageStore:
         if self._newest > 0 or (self.rounds and self.rounds[-1].snapshot):
             self._checkpoint = self._merge_last().checkpoint(self.arena)
             self._keep_only(extent for image in self for extent in image.extents())
-        if self._composes:
-            self._shared = Spans((extent for image in self for extent in image.extents()), shared=True)
         self.complete = True
 
     def release(self, extent: Extent) -> None:
         """These bytes of the checkpoint were read and are not read again. What stands in it twice stays."""
+        if self._shared is None:  # not when the set becomes complete: the process stands still then
+            composed = any(image.composed for image in self._by_number.values())
+            everything = (part for image in self for part in image.extents()) if composed else ()
+            self._shared = Spans(everything, shared=True)
         for part in self._shared.without(extent) if self.arena.owns(extent) else ():
             self.arena.release(part)
 

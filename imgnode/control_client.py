@@ -68,6 +68,14 @@ class ControlClient:
         line, _, self._received = self._received.partition(b"\n")
         return parse_line(line)
 
+    def only_answer(self, request: Request) -> Request | None:
+        """Ask, take one answer, and hang up."""
+        try:
+            self.ask(request)
+            return self.answer()
+        finally:
+            self.close()
+
     def answers(self) -> Iterator[Request]:
         """All answers until the program hangs up."""
         while (answer := self.answer()) is not None:

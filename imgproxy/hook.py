@@ -145,12 +145,7 @@ def _recover(journal: Journal) -> None:
 
 
 def _ask(action: Action, request: Request) -> Request:
-    client = _connect(action)
-    try:
-        client.ask(request)
-        answer = client.answer()
-    finally:
-        client.close()
+    answer = _connect(action).only_answer(request)
     if answer is None:
         raise UsageError("the imgproxy went away")
     return answer

@@ -55,11 +55,7 @@ def _ask(directory: Path, request: Request) -> Request:
         client = ControlClient(str(directory / SOCKET))
     except (FileNotFoundError, ConnectionRefusedError):
         raise UsageError(f"no imgproxy is at work in {directory}; start imgproxy --rounds -D {directory}") from None
-    try:
-        client.ask(request)
-        answer = client.answer()
-    finally:
-        client.close()
+    answer = client.only_answer(request)
     if answer is None:
         raise UsageError(f"the imgproxy in {directory} has ended: see what it says of its session")
     if not answer.get("ok"):

@@ -9,6 +9,7 @@ copy or a step back.
 import os
 import random
 import socket
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -51,20 +52,29 @@ def free_port() -> int:
     ("victim", "batch"), [(victim, batch) for victim, batches in BATCHES.items() for batch in range(KILLS * batches)]
 )
 async def test_one_copy_whatever_dies(nodes: Nodes, criu_latest: Path, victim: str, batch: int) -> None:
-    """Several runs at once, each with two nodes of its own."""
+    """A batch of runs, each with a victim's moment of its own."""
+
+    async def one(a: Node, b: Node, seed: int) -> None:
+        await _run(nodes, a, b, criu_latest, random.Random(f"{victim} {seed}"), victim)
+
+    await run_all(nodes, range(batch * BATCH, (batch + 1) * BATCH), one)
+
+
+async def run_all(nodes: Nodes, seeds: Iterable[int], run: Callable[[Node, Node, int], Awaitable[None]]) -> None:
+    """Several runs at once, each with two nodes of its own; what fails names its seed."""
     free = trio.CapacityLimiter(AT_ONCE)
 
     async def one(seed: int) -> None:
         async with free:
             a, b = await nodes.make(), await nodes.make()
             try:
-                await _run(nodes, a, b, criu_latest, random.Random(f"{victim} {seed}"), victim)
+                await run(a, b, seed)
             except AssertionError as error:
                 seen = "\n".join([*a.told(), *b.told()])
                 raise AssertionError(f"seed {seed}: {error}\n{seen}") from error
 
     async with trio.open_nursery() as nursery:
-        for seed in range(batch * BATCH, (batch + 1) * BATCH):
+        for seed in seeds:
             nursery.start_soon(one, seed)
 
 

@@ -10,11 +10,9 @@ import random
 from pathlib import Path
 
 import pytest
-import trio
 
 from tests.fake_rounds import go_on, planned, runs, told
 from tests.integration.test_kill import (
-    AT_ONCE,
     KILLS,
     SETTLED,
     VICTIMS,
@@ -22,6 +20,7 @@ from tests.integration.test_kill import (
     free_port,
     kill_all,
     restartable_cache,
+    run_all,
     settle,
     tree_in,
     wait_moment,
@@ -53,23 +52,17 @@ DYING: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 @pytest.mark.parametrize("batch", range(KILLS))
 @pytest.mark.parametrize("victim", DYING)
 async def test_one_copy_whatever_dies(nodes: Nodes, criu_latest: Path, victim: str, batch: int) -> None:
-    """Several runs at once, each with two nodes of its own."""
-    free = trio.CapacityLimiter(AT_ONCE)
+    """A batch of runs, each with a victim's moment of its own."""
 
-    async def one(seed: int) -> None:
+    async def one(a: Node, b: Node, seed: int) -> None:
         draw = random.Random(f"rounds {victim} {seed}")
         moment = draw.choice(DYING[victim][2])
-        async with free:
-            a, b = await nodes.make(), await nodes.make()
-            try:
-                await _run(nodes, a, b, criu_latest, draw, victim, moment)
-            except AssertionError as error:
-                seen = "\n".join([*a.told(), *b.told()])
-                raise AssertionError(f"seed {seed}, {moment}: {error}\n{seen}") from error
+        try:
+            await _run(nodes, a, b, criu_latest, draw, victim, moment)
+        except AssertionError as error:
+            raise AssertionError(f"{moment}: {error}") from error
 
-    async with trio.open_nursery() as nursery:
-        for seed in range(batch * BATCH, (batch + 1) * BATCH):
-            nursery.start_soon(one, seed)
+    await run_all(nodes, range(batch * BATCH, (batch + 1) * BATCH), one)
 
 
 async def _run(nodes: Nodes, a: Node, b: Node, criu: Path, draw: random.Random, victim: str, moment: str) -> None:
