@@ -6,6 +6,7 @@ each other through forwarded ports of that loopback. Nothing of it is visible ou
 """
 
 import json
+import os
 import re
 import socket
 import subprocess
@@ -36,8 +37,8 @@ _QUICK_BOOT = (
     "cryptomgr.notests",
     "initcall_blacklist=init_encrypted,crypto_kdf108_init,jent_mod_init",
 )
-#: Ends the machine with its parent, whatever that dies of.
-_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--")
+#: Runs a command that ends with its parent, whatever that dies of; the shell sees if it was dead before setpriv asked.
+_WITH_PARENT = ("setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"')
 _FORWARDED = re.compile(r"TCP\[HOST_FORWARD\] +\d+ +127\.0\.0\.1 +(?P<host>\d+) +\S+ +(?P<guest>\d+) ")
 
 
@@ -66,7 +67,7 @@ def qemu(
 ) -> list[str]:
     """The command line of a machine. `agent`, `monitor`: connected sockets; without them, a shell on the console."""
     bed = places.bed(isa)
-    words = [*_WITH_PARENT, *_MACHINES[isa], "-cpu", hardware.cpu or _CPUS[isa], "-accel", "tcg"]
+    words = [*_MACHINES[isa], "-cpu", hardware.cpu or _CPUS[isa], "-accel", "tcg"]
     words += ["-smp", "1", "-m", hardware.memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-kernel", str(bed / "kernel"), "-initrd", str(bed / "initramfs")]
     words += ["-append", _kernel_arguments(isa, places, shell=agent is None)]
@@ -103,7 +104,7 @@ def running(isa: str, places: Places, hardware: Hardware) -> Iterator[tuple[sock
         monitor, monitor_there = map(opened.enter_context, socket.socketpair())
         theirs = (agent_there.fileno(), monitor_there.fileno())
         process = subprocess.Popen(
-            qemu(isa, places, hardware, agent=theirs[0], monitor=theirs[1]),
+            [*_WITH_PARENT, str(os.getpid()), *qemu(isa, places, hardware, agent=theirs[0], monitor=theirs[1])],
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
