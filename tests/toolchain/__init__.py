@@ -1,0 +1,1 @@
+"""Tests of hetcc: its parts on text, and whole pairs, run on both ISAs."""

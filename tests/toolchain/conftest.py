@@ -1,0 +1,21 @@
+"""hetcc with all that it needs, made by scripts/toolchain where it is missing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+
+def make_toolchain() -> Path:
+    """The command `hetcc`, ready to be used."""
+    done = subprocess.run([str(ROOT / "scripts/toolchain"), "setup"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Path(sys.executable).parent / "hetcc"
+
+
+@pytest.fixture(scope="session")
+def hetcc() -> Path:
+    return make_toolchain()

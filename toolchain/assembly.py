@@ -1,0 +1,72 @@
+"""Assembly as code generation wrote it: markers behind calls become labels right behind them, and a table of sites.
+
+The pass puts a marker with a number behind each call that is a stop. Between call and marker there may be instructions,
+and the return address is what counts: so the label goes right behind the call. Where that is also the start of another
+block, which is reached by other ways with live registers, a nop of its own keeps the two apart.
+"""
+
+import re
+from dataclasses import dataclass
+
+from toolchain.tools import AARCH64, X86_64, Isa, ToolError
+
+_MARKER = re.compile(r"UNIFIED-SITE (\d+)")
+_CALL = {X86_64: re.compile(r"\tcallq?\s"), AARCH64: re.compile(r"\tblr?\s")}
+_COMMENT = {X86_64: "#", AARCH64: "//"}
+_LABEL = re.compile(r"[.\w$\"]+:")
+#: The table that longjmp reads: how many there are, then the return address of each site by number.
+TABLE = "unified_sites"
+
+
+@dataclass(frozen=True)
+class Marked:
+    """Assembly with labels for its sites."""
+
+    text: str
+    sites: frozenset[int]
+
+
+def mark_sites(isa: Isa, text: str) -> Marked:
+    """Turn markers into labels. ToolError for one without a call before it, or one that is there twice."""
+    lines: list[str] = []
+    sites: set[int] = set()
+    call: int | None = None
+    for line in text.split("\n"):
+        if found := _MARKER.search(line):
+            number = int(found[1])
+            if call is None or number in sites:
+                raise ToolError(f"site {number} of {isa.name}: code generation has moved or doubled its marker")
+            sites.add(number)
+            lines.insert(call + 1, f".Lsite{number}:")
+            call = None
+        elif line.strip() not in ("#APP", "#NO_APP", "//APP", "//NO_APP"):
+            lines.append(line)
+            if _CALL[isa].match(line):
+                call = len(lines) - 1
+    return Marked("\n".join([*_apart(isa, lines), *_table(sites)]) + "\n", frozenset(sites))
+
+
+def _apart(isa: Isa, lines: list[str]) -> list[str]:
+    """A nop behind each site that would also be the start of a block."""
+    apart: list[str] = []
+    for index, line in enumerate(lines):
+        apart.append(line)
+        if line.startswith(".Lsite") and _starts_block(isa, lines, index + 1):
+            apart.append("\tnop")
+    return apart
+
+
+def _starts_block(isa: Isa, lines: list[str], index: int) -> bool:
+    while index < len(lines):
+        line = lines[index].strip()
+        if line and not line.startswith((_COMMENT[isa], ".loc", ".p2align")):
+            return bool(_LABEL.match(line))
+        index += 1
+    return True
+
+
+def _table(sites: set[int]) -> list[str]:
+    count = max(sites, default=-1) + 1
+    entries = [f"\t.quad {f'.Lsite{number}' if number in sites else 0}" for number in range(count)]
+    head = ['\t.section .isa.sites,"a",@progbits', f"\t.globl {TABLE}", "\t.p2align 3"]
+    return [*head, f"{TABLE}:", f"\t.quad {count}", *entries]
