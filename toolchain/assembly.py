@@ -6,11 +6,13 @@ block, which is reached by other ways with live registers, a nop of its own keep
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from toolchain.tools import AARCH64, X86_64, Isa, ToolError
+from transform.sites import SECTION, Kind
 
-_MARKER = re.compile(r"UNIFIED-SITE (\d+)")
+_MARKER = re.compile(r"UNIFIED-SITE (\d+) (\d+)")
 _CALL = {X86_64: re.compile(r"\tcallq?\s"), AARCH64: re.compile(r"\tblr?\s")}
 _COMMENT = {X86_64: "#", AARCH64: "//"}
 _LABEL = re.compile(r"[.\w$\"]+:")
@@ -20,30 +22,30 @@ TABLE = "unified_sites"
 
 @dataclass(frozen=True)
 class Marked:
-    """Assembly with labels for its sites."""
+    """Assembly with labels for its sites. `sites`: the number of each, and of the frame that it is in."""
 
     text: str
-    sites: frozenset[int]
+    sites: Mapping[int, int]
 
 
 def mark_sites(isa: Isa, text: str) -> Marked:
     """Turn markers into labels. ToolError for one without a call before it, or one that is there twice."""
     lines: list[str] = []
-    sites: set[int] = set()
+    sites: dict[int, int] = {}
     call: int | None = None
     for line in text.split("\n"):
         if found := _MARKER.search(line):
             number = int(found[1])
             if call is None or number in sites:
                 raise ToolError(f"site {number} of {isa.name}: code generation has moved or doubled its marker")
-            sites.add(number)
+            sites[number] = int(found[2])
             lines.insert(call + 1, f".Lsite{number}:")
             call = None
         elif line.strip() not in ("#APP", "#NO_APP", "//APP", "//NO_APP"):
             lines.append(line)
             if _CALL[isa].match(line):
                 call = len(lines) - 1
-    return Marked("\n".join([*_apart(isa, lines), *_table(sites)]) + "\n", frozenset(sites))
+    return Marked("\n".join([*_apart(isa, lines), *_table(sites), *_records(sites)]) + "\n", sites)
 
 
 def _apart(isa: Isa, lines: list[str]) -> list[str]:
@@ -65,8 +67,16 @@ def _starts_block(isa: Isa, lines: list[str], index: int) -> bool:
     return True
 
 
-def _table(sites: set[int]) -> list[str]:
+def _table(sites: Mapping[int, int]) -> list[str]:
     count = max(sites, default=-1) + 1
     entries = [f"\t.quad {f'.Lsite{number}' if number in sites else 0}" for number in range(count)]
     head = ['\t.section .isa.sites,"a",@progbits', f"\t.globl {TABLE}", "\t.p2align 3"]
     return [*head, f"{TABLE}:", f"\t.quad {count}", *entries]
+
+
+def _records(sites: Mapping[int, int]) -> list[str]:
+    """The table in transform/sites.py, but for its head; in the place of a frame's size is the number of the frame."""
+    records = [
+        f"\t.quad .Lsite{number}, 0\n\t.long {number}, {frame}, {int(Kind.CALL)}, 0" for number, frame in sites.items()
+    ]
+    return [f'\t.section {SECTION},"",@progbits', *records]

@@ -4,16 +4,17 @@ and the same sites.
 `hetcc --check` for any two; every link ends with it.
 """
 
-import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
 from elftools.elf.sections import SymbolTableSection
 
-from toolchain.assembly import TABLE
 from toolchain.layout import EQUAL
 from toolchain.tools import AARCH64, X86_64, Isa, ToolError
+from transform.errors import TransformError
+from transform.sites import read_sites
 
 #: Sections whose bytes are the same on both.
 _EQUAL_SECTIONS = (".rodata.equal", ".data.equal")
@@ -24,7 +25,10 @@ _TOLD = 10
 
 def check_pair(pair: dict[Isa, Path]) -> None:
     """ToolError, which tells all that differs, if the two are no pair."""
-    found = list(_differences(pair))
+    try:
+        found = list(_differences(pair))
+    except TransformError as error:
+        raise ToolError(str(error)) from None
     if found:
         more = [f"and {len(found) - _TOLD} more"] if len(found) > _TOLD else []
         told = "\n  ".join([*found[:_TOLD], *more])
@@ -41,7 +45,7 @@ def _differences(pair: dict[Isa, Path]) -> Iterator[str]:
         yield from _segments(*elves.values())
         yield from _symbols(*elves.values())
         yield from _data(*elves.values())
-        yield from _sites(*elves.values())
+        yield from _sites(pair[X86_64], pair[AARCH64])
 
 
 def _segments(one: ELFFile, other: ELFFile) -> Iterator[str]:
@@ -85,20 +89,12 @@ def _data(one: ELFFile, other: ELFFile) -> Iterator[str]:
             yield f"{name}: differs at {first['sh_addr'] + at:#x}"
 
 
-def sites(elf: ELFFile) -> list[int]:
-    """The return address of each site, by its number; 0 where the program has none of that number."""
-    table = elf.get_section_by_name(".symtab")
-    assert isinstance(table, SymbolTableSection)
-    symbols = table.get_symbol_by_name(TABLE)
-    section = elf.get_section_by_name(".rodata.isa")
-    if not symbols or section is None:
-        raise ToolError("an executable without a table of sites: hetcc did not make it")
-    start = symbols[0]["st_value"] - section["sh_addr"]
-    count = struct.unpack_from("<Q", section.data(), start)[0]
-    return list(struct.unpack_from(f"<{count}Q", section.data(), start + 8))
-
-
-def _sites(one: ELFFile, other: ELFFile) -> Iterator[str]:
-    first, second = sites(one), sites(other)
-    if [bool(address) for address in first] != [bool(address) for address in second]:
+def _sites(one: Path, other: Path) -> Iterator[str]:
+    first, second = (
+        {site.id: replace(site, address=0, target=0) for site in read_sites(path)} for path in (one, other)
+    )
+    if first.keys() != second.keys():
         yield "they do not have the same sites"
+    for number in first.keys() & second.keys():
+        if first[number] != second[number]:
+            yield f"site {number}: {first[number]} and {second[number]}"

@@ -72,6 +72,7 @@ SECTIONS {{
   .text.isa {text:#x} : {{ *(.text) *libgcc.a:(.text.*) . = {data:#x}; }} :isatext
   .rodata.isa {data:#x} : {{ *(.isa.sites .rodata .rodata.* .data .bss .got .got.*) . = {end:#x}; }} :isadata
 {equal}
+  .unified.sites 0 : {{ QUAD(0) QUAD(0) *(.unified.sites) }}
   /DISCARD/ : {{ *(.comment .llvm_stackmaps .eh_frame .note.GNU-stack) }}
 }}
 """.replace("{page:#x}", f"{PAGE:#x}")

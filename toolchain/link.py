@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 from toolchain.assembly import mark_sites
 from toolchain.check import check_pair
+from toolchain.finish import finish_sites
 from toolchain.frames import add_pads, frame_sizes
 from toolchain.layout import linker_script, sections_of
 from toolchain.tools import ISAS, Isa, ToolError, home, run
@@ -65,6 +66,7 @@ class _Link:
             leaves = [home() / f"leaves/{isa.name}.a", home() / f"leaves/{isa.name}/libgcc.a"]
             page = ["-z", "max-page-size=4096"]
             run("link", "ld.lld", "-static", "--no-rosegment", *page, "-T", script, *paths, *leaves, "-o", outputs[isa])
+            finish_sites(outputs[isa], frame_sizes(isa, objects[isa]))
         check_pair(outputs)
 
     def _whole_program(self, inputs: Sequence[Path], archives: Sequence[Path]) -> Path:

@@ -11,7 +11,7 @@ X86 = """\
 f:
 \tcallq\tg
 \t#APP
-\t#UNIFIED-SITE 1
+\t#UNIFIED-SITE 1 5
 \t#NO_APP
 \tmovq\t-8(%rbp), %rax
 """
@@ -23,7 +23,7 @@ def lines_of(text: str) -> list[str]:
 
 def test_a_label_right_behind_the_call() -> None:
     marked = mark_sites(X86_64, X86)
-    assert marked.sites == {1}
+    assert marked.sites == {1: 5}
     assert lines_of(marked.text)[:4] == ["f:", "\tcallq\tg", ".Lsite1:", "\tmovq\t-8(%rbp), %rax"]
 
 
@@ -34,7 +34,7 @@ def test_what_code_generation_puts_in_between_stays_behind_the_label() -> None:
 
 @pytest.mark.parametrize("call", ["\tbl\tg", "\tblr\tx8"])
 def test_calls_of_aarch64(call: str) -> None:
-    marked = mark_sites(AARCH64, f"f:\n{call}\n\t//APP\n\t//UNIFIED-SITE 0\n\t//NO_APP\n\tret\n")
+    marked = mark_sites(AARCH64, f"f:\n{call}\n\t//APP\n\t//UNIFIED-SITE 0 5\n\t//NO_APP\n\tret\n")
     assert lines_of(marked.text)[:4] == ["f:", call, ".Lsite0:", "\tret"]
 
 
@@ -45,7 +45,7 @@ def test_a_site_that_starts_a_block_gets_a_nop() -> None:
 
 
 def test_a_call_that_never_returns_at_the_end() -> None:
-    marked = mark_sites(X86_64, "f:\n\tcallq\tabort\n\t#UNIFIED-SITE 0")
+    marked = mark_sites(X86_64, "f:\n\tcallq\tabort\n\t#UNIFIED-SITE 0 5")
     assert lines_of(marked.text)[1:4] == ["\tcallq\tabort", ".Lsite0:", "\tnop"]
 
 
@@ -54,7 +54,15 @@ def test_the_table_has_a_place_for_each_number() -> None:
     assert lines[lines.index("unified_sites:") + 1 :][:3] == ["\t.quad 2", "\t.quad 0", "\t.quad .Lsite1"]
 
 
-@pytest.mark.parametrize("text", ["f:\n\t#UNIFIED-SITE 3\n", X86 + X86])
+@pytest.mark.parametrize("text", ["f:\n\t#UNIFIED-SITE 3 5\n", X86 + X86])
 def test_a_marker_that_was_moved_or_doubled(text: str) -> None:
     with pytest.raises(ToolError, match="has moved or doubled its marker"):
         mark_sites(X86_64, text)
+
+
+def test_the_record_of_a_site() -> None:
+    lines = lines_of(mark_sites(X86_64, X86).text)
+    assert lines[lines.index('\t.section .unified.sites,"",@progbits') + 1 :][:2] == [
+        "\t.quad .Lsite1, 0",
+        "\t.long 1, 5, 1, 0",
+    ]

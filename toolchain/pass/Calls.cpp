@@ -61,12 +61,13 @@ static CallInst *numberSetjmp(CallInst *Call, unsigned Number) {
   return New;
 }
 
-unsigned markStops(Function &F, unsigned Number) {
+unsigned markStops(Function &F, unsigned Number, unsigned Frame) {
   for (CallInst *Call : stopsOf(F)) {
     Call = numberSetjmp(Call, Number);
     Instruction *Next = Call->getNextNode();
     auto *Type = FunctionType::get(Type::getVoidTy(F.getContext()), false);
-    auto *Marker = InlineAsm::get(Type, "#UNIFIED-SITE " + std::to_string(Number++), "", /*hasSideEffects=*/true);
+    std::string Text = "#UNIFIED-SITE " + std::to_string(Number++) + " " + std::to_string(Frame);
+    auto *Marker = InlineAsm::get(Type, Text, "", /*hasSideEffects=*/true);
     IRBuilder<>(Next).CreateCall(Type, Marker);
     Call->getParent()->splitBasicBlock(Next, "after");
   }

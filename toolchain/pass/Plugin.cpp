@@ -30,7 +30,7 @@ struct UnifyPass : PassInfoMixin<UnifyPass> {
     for (Function &F : M) {
       if (F.isDeclaration() || unify::stopsOf(F).empty())
         continue;
-      Site = unify::markStops(F, Site);
+      Site = unify::markStops(F, Site, Frame);
       auto &Functions = Analyses.getResult<FunctionAnalysisManagerModuleProxy>(M).getManager();
       Functions.invalidate(F, PreservedAnalyses::none());
       unify::unifyFrame(F, Frame++, Functions.getResult<BlockFrequencyAnalysis>(F));

@@ -1,4 +1,12 @@
 // Arguments come in x20 to x26 (preserve_none); no register but x29 and sp need survive.
+// A record of the table of sites (transform/sites.py) for the instruction that follows.
+.macro SITE number, kind
+8:	.pushsection .unified.sites,"",@progbits
+	.quad 8b, 0
+	.long \number, 0, \kind, 0
+	.popsection
+.endm
+
 .section .text._start,"ax",@progbits
 .globl _start
 .type _start,@function
@@ -22,6 +30,7 @@ __unified_syscall:
 	mov x3,x24
 	mov x4,x25
 	mov x5,x26
+	SITE 0x80000000, 3
 	svc #0
 	ret
 .size __unified_syscall,.-__unified_syscall

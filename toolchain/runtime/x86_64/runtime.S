@@ -1,4 +1,12 @@
 // Arguments come in r12, r13, r14, r15, rdi, rsi, rdx (preserve_none); no register but rbp and rsp need survive.
+// A record of the table of sites (transform/sites.py) for the instruction that follows.
+.macro SITE number, kind
+8:	.pushsection .unified.sites,"",@progbits
+	.quad 8b, 0
+	.long \number, 0, \kind, 0
+	.popsection
+.endm
+
 .section .text._start,"ax",@progbits
 .globl _start
 .type _start,@function
@@ -19,34 +27,34 @@ __unified_syscall:
 	movswq unified_numbers(,%r12,2),%rax
 	testq %rax,%rax
 	js 1f
+	movq %rdi,%r10
+	movq %rsi,%r8
+	movq %rdx,%r9
+	movq %r13,%rdi
+	movq %r14,%rsi
+	movq %r15,%rdx
 	cmpq $56,%r12 // openat
 	je 3f
 	cmpq $220,%r12 // clone: the last two arguments change places
 	je 4f
-2:	movq %rdi,%r10
-	movq %rsi,%r8
-	movq %rdx,%r9
-5:	movq %r13,%rdi
-	movq %r14,%rsi
-	movq %r15,%rdx
-	syscall
+	SITE 0x80000000, 3 // r12 to r15, r10, r8 and r9 hold number and arguments
+2:	syscall
 	ret
 1:	movq $-38,%rax
 	ret
 3:	movl %r15d,%ecx // O_DIRECTORY, O_NOFOLLOW, O_DIRECT, O_LARGEFILE
-	movl %r15d,%r10d
-	andl $~0x3c000,%r15d
+	andl $~0x3c000,%edx
 	shll $2,%ecx
 	andl $0x30000,%ecx
-	shrl $2,%r10d
-	andl $0xc000,%r10d
-	orl %ecx,%r15d
-	orl %r10d,%r15d
+	orl %ecx,%edx
+	movl %r15d,%ecx
+	shrl $2,%ecx
+	andl $0xc000,%ecx
+	orl %ecx,%edx
 	jmp 2b
-4:	movq %rsi,%r10
-	movq %rdi,%r8
-	movq %rdx,%r9
-	jmp 5b
+4:	xchgq %r10,%r8
+	syscall
+	ret
 .size __unified_syscall,.-__unified_syscall
 
 .section .text.__set_thread_area,"ax",@progbits
