@@ -2,7 +2,7 @@
 
 import pytest
 
-from toolchain.assembly import mark_sites
+from toolchain.assembly import Marker, mark_sites
 from toolchain.tools import AARCH64, X86_64, ToolError
 
 pytestmark = pytest.mark.t0
@@ -23,7 +23,7 @@ def lines_of(text: str) -> list[str]:
 
 def test_a_label_right_behind_the_call() -> None:
     marked = mark_sites(X86_64, X86)
-    assert marked.sites == {1: 5}
+    assert marked.sites == {1: Marker(1, 5)}
     assert lines_of(marked.text)[:4] == ["f:", "\tcallq\tg", ".Lsite1:", "\tmovq\t-8(%rbp), %rax"]
 
 
@@ -66,3 +66,9 @@ def test_the_record_of_a_site() -> None:
         "\t.quad .Lsite1, 0",
         "\t.long 1, 5, 1, 0",
     ]
+
+
+def test_a_poll_is_a_nop_with_a_way_out() -> None:
+    marked = mark_sites(X86_64, "f:\n.LBB0_1:\n\t#APP\n\t#UNIFIED-POLL 7 2 .LBB0_3\n\t#NO_APP\n\tincq\t%rax\n")
+    assert lines_of(marked.text)[:5] == ["f:", ".LBB0_1:", ".Lsite7:", "\tnop", "\tincq\t%rax"]
+    assert "\t.quad .Lsite7, .LBB0_3\n\t.long 7, 2, 2, 0" in marked.text

@@ -1,5 +1,6 @@
 #include "Calls.h"
 
+#include "Polls.h"
 #include "llvm/ADT/StringSet.h"
 #include "llvm/IR/IRBuilder.h"
 #include "llvm/IR/InlineAsm.h"
@@ -70,6 +71,10 @@ unsigned markStops(Function &F, unsigned Number, unsigned Frame) {
     auto *Marker = InlineAsm::get(Type, Text, "", /*hasSideEffects=*/true);
     IRBuilder<>(Next).CreateCall(Type, Marker);
     Call->getParent()->splitBasicBlock(Next, "after");
+  }
+  for (CallBrInst *Poll : pollsOf(F)) {
+    std::string Text = "#UNIFIED-POLL " + std::to_string(Number++) + " " + std::to_string(Frame) + " ${0:l}";
+    Poll->setCalledOperand(InlineAsm::get(Poll->getFunctionType(), Text, "!i", /*hasSideEffects=*/true));
   }
   return Number;
 }

@@ -15,8 +15,8 @@ bool isStop(const llvm::Instruction &I);
 // The calls of `F` that are stops, in order.
 std::vector<llvm::CallInst *> stopsOf(llvm::Function &F);
 
-// Split the block after each stop, and put a marker behind it: a number of its own, and that of the function's frame.
-// Returns the next free number.
+// Split the block after each stop, and put a marker behind it: a number of its own, and that of the function's frame;
+// polls get theirs, too. Returns the next free number.
 unsigned markStops(llvm::Function &F, unsigned Number, unsigned Frame);
 
 }  // namespace unify

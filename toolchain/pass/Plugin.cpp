@@ -3,6 +3,7 @@
 #include "Calls.h"
 #include "Convention.h"
 #include "Frame.h"
+#include "Polls.h"
 #include "Refusals.h"
 #include "Sections.h"
 #include "Signatures.h"
@@ -27,11 +28,15 @@ struct UnifyPass : PassInfoMixin<UnifyPass> {
     unify::separate(M);
     unify::applyConvention(M);
     unsigned Site = 0, Frame = 0;
+    auto &Functions = Analyses.getResult<FunctionAnalysisManagerModuleProxy>(M).getManager();
     for (Function &F : M) {
-      if (F.isDeclaration() || unify::stopsOf(F).empty())
+      if (F.isDeclaration())
+        continue;
+      Functions.invalidate(F, PreservedAnalyses::none());
+      unify::insertPolls(F, Functions.getResult<LoopAnalysis>(F), Functions.getResult<ScalarEvolutionAnalysis>(F));
+      if (unify::stopsOf(F).empty())
         continue;
       Site = unify::markStops(F, Site, Frame);
-      auto &Functions = Analyses.getResult<FunctionAnalysisManagerModuleProxy>(M).getManager();
       Functions.invalidate(F, PreservedAnalyses::none());
       unify::unifyFrame(F, Frame++, Functions.getResult<BlockFrequencyAnalysis>(F));
     }

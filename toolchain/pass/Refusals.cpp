@@ -18,6 +18,8 @@ static bool report(const Twine &Where, StringRef Reason) {
 static StringRef reasonAgainst(const Instruction &I) {
   if (isa<InvokeInst>(I) || isa<LandingPadInst>(I) || isa<ResumeInst>(I))
     return "C++ exceptions";
+  if (isa<CallBrInst>(I))
+    return "inline assembly";
   if (const auto *Alloca = dyn_cast<AllocaInst>(&I))
     return !Alloca->isStaticAlloca()        ? "a variable-length array or alloca"
            : Alloca->getAlign() > Align(16) ? "a local variable aligned to more than 16 bytes"
