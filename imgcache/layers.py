@@ -11,7 +11,7 @@ dump takes 1.1 s to merge, while the process is frozen, and the two before it 1 
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from imgcache.arena import Arena, Extent, pwrite_all
@@ -104,6 +104,11 @@ class Layers:
         self._last, self._layers = one, {}
         names = [name for name in one.images if name.startswith("pagemap-")]
         self._layers = {name: _layer(one, name, before, layers.get(name)) for name in names}
+
+    @property
+    def by_name(self) -> Mapping[str, Layer]:
+        """The merged pagemaps of the last round."""
+        return self._layers
 
     def extents(self) -> Iterator[Extent]:
         """Where the pages of the last round's tasks are, also those of rounds before."""
@@ -202,6 +207,11 @@ def _pagemap(name: str, layer: Layer, arena: Arena) -> StoredImage:
     data = layer.head + b"".join(
         encode_extent(run.start, run.length // PAGE_SIZE, run.flags, wide=layer.wide) for run in layer
     )
+    return new_image(name, data, arena)
+
+
+def new_image(name: str, data: bytes, arena: Arena) -> StoredImage:
+    """An image that no source has sent."""
     extent = arena.reserve(len(data), None)
     pwrite_all(extent.fd, data, extent.offset)
     image = StoredImage(name)

@@ -7,6 +7,7 @@ has come is kept until the process needs the source no more: the same page may b
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from imgcache.arena import Extent
 from imgcache.image import StoredImage
@@ -21,6 +22,23 @@ from transform.images.pagemap import extents_at_source, task_of
 #: one on a fault, and for up to 1024 in the background, of which it needs the first one most. With one at a time, nine
 #: threads that went through 24 MiB on a busy machine took 28 s.
 ASKED_AT_ONCE = 16
+
+
+class Memory(Protocol):
+    """Pages that a restored process has to wait for."""
+
+    total: int  #: bytes
+
+    @property
+    def here(self) -> int:
+        """Bytes that are here."""
+
+    def find(self, pid: int, address: int, pages: int) -> list[Extent]:
+        """Where the pages from `address` on are, as many as are here, `pages` at most; [] if the first is not."""
+        ...
+
+    def ask(self, pid: int, address: int) -> WantPages | None:
+        """What to ask the source for, so that the page at `address` comes; None if it is here or on its way."""
 
 
 class LazyMemory:

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from imgcache.hook import SCRIPT
-from imgcache.lazy_memory import LazyMemory
+from imgcache.lazy_memory import Memory
 from imgcache.serve.lazy_pages import LazyPages
 from imgcache.session import Session
 from imgnode.criu import Criu, CriuError, cause
@@ -64,7 +64,7 @@ def _own_options(session: Session) -> list[str]:
     return ["--stream", "-D", directory, "-d", "-o", "restore.log", "--action-script", str(hook)]
 
 
-async def _restore_lazily(session: Session, memory: LazyMemory, criu: str, command: Sequence[str]) -> None:
+async def _restore_lazily(session: Session, memory: Memory, criu: str, command: Sequence[str]) -> None:
     """A restore whose memory follows. Once it was told to run there is no second one: it may have run."""
     lazy = LazyPages(session, memory, criu, session.journal_directory)
     async with flat_nursery() as nursery:

@@ -17,7 +17,8 @@ import structlog
 import trio
 
 from imgcache.arena import Arena, StoreFull
-from imgcache.lazy_memory import LazyMemory
+from imgcache.kept_memory import KeptMemory, LazyImages
+from imgcache.lazy_memory import LazyMemory, Memory
 from imgcache.store import ImageStore
 from imgnode import proc
 from imgnode.channel import Channel, Payload
@@ -77,7 +78,8 @@ class Session:
         self.restore_options: tuple[str, ...] | None = None
         self.claimed = False  #: a restore has taken it
         self.failures = 0  #: restores that failed
-        self.memory: LazyMemory | None = None  #: post-copy: what follows the process
+        self.following: LazyMemory | None = None  #: post-copy: what follows the process from its source
+        self.kept: KeptMemory | None = None  #: a lazy restore: what is here, and follows it all the same
         self.guard: Callable[[int], Awaitable[None]] | None = None  #: sees that a tree dies that misses its memory
         self.released = False  #: post-copy: the restored process was told to run
         self.dropped = False  #: ... and the operator has changed his mind
@@ -106,8 +108,18 @@ class Session:
         return self._promised and self.state in (SessionState.COMPLETE, SessionState.RESTORED)
 
     @property
+    def memory(self) -> Memory | None:
+        """What the process may run without, and then waits for."""
+        return self.following or self.kept
+
+    @property
+    def images(self) -> ImageStore | LazyImages:
+        """What a restore reads."""
+        return self.kept.images if self.kept else self.store
+
+    @property
     def needs_source(self) -> bool:
-        """Whether a process runs here, or is about to, whose memory is not all here."""
+        """Whether a process runs here, or is about to, whose memory is not all in its place."""
         return self.memory is not None and self.state in (SessionState.COMMITTED, SessionState.FOLLOWING)
 
     @property
@@ -169,13 +181,14 @@ class Session:
                 self._ask(message)
             case messages.MemoryFollows() | messages.Pages():
                 self._take_memory(message)
-            case messages.Restore(options):
+            case messages.Restore(options, lazy):
+                if lazy and self.memory is None:
+                    self.kept = KeptMemory(self.store)
                 self.restore_options = options
             case messages.ImagesComplete():
                 self._check_receiving("the end of the images")
                 self.store.finish(message)
-                if self.memory is not None:
-                    self.memory.expect(self.store)
+                self._expect_memory()
                 self._advance(SessionState.COMPLETE, follows=self.memory.total if self.memory else 0)
             case messages.Commit():
                 self.commit()
@@ -197,15 +210,21 @@ class Session:
     def _take_memory(self, message: messages.MemoryFollows | messages.Pages) -> None:
         if isinstance(message, messages.MemoryFollows):
             self._check_receiving("memory that follows")
-            self.memory = LazyMemory(self.store.expect_memory(message.image))
-        elif self.memory is None:
+            self.following = LazyMemory(self.store.expect_memory(message.image))
+        elif self.following is None:
             raise RemoteProtocolError("pages follow where none were announced")
         else:
-            self.memory.announce(message)
+            self.following.announce(message)
+
+    def _expect_memory(self) -> None:
+        if self.following is not None:
+            self.following.expect(self.store)
+        elif self.kept is not None:
+            self.kept.expect()
 
     def _memory_arrived(self) -> None:
-        if self.memory is not None:
-            self.memory.arrived()
+        if self.following is not None:
+            self.following.arrived()
             self.changes.notify()
 
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:

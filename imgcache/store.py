@@ -9,7 +9,7 @@ the next begins: memory holds one checkpoint and what has come of another, not t
 may refer to pages that are still needed then, and to those of its own round.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from imgcache.arena import Arena, Extent
@@ -23,7 +23,7 @@ from imgwire.messages import PAGE, ZEROES, BeginRound, Compose, DropRound, EndIm
 from imgwire.names import is_pages
 
 if TYPE_CHECKING:
-    from imgcache.layers import Layers
+    from imgcache.layers import Layer, Layers
 
 #: More images than any dump has: a tree of 10,000 processes has about ten for each.
 MAX_IMAGES = 200_000
@@ -193,6 +193,11 @@ class ImageStore:
             self._checkpoint = self._merge_last().checkpoint(self.arena)
             self._keep_only(extent for image in self for extent in image.extents())
         self.complete = True
+
+    @property
+    def layers(self) -> "Mapping[str, Layer]":
+        """Of a complete set: each pagemap of the dump, merged with the rounds before. RemoteProtocolError."""
+        return self._merge_last().by_name
 
     def release(self, extent: Extent) -> None:
         """These bytes of the checkpoint were read and are not read again. What stands in it twice stays."""

@@ -182,8 +182,10 @@ def _phase(session: SourceSession) -> str:
 
 def _text(session: SourceSession, phase: str) -> str:
     """What a person is told when that phase begins."""
-    if session.view.state is not SessionState.FOLLOWING or session.post_copy is None:
+    if session.view.state is not SessionState.FOLLOWING:
         return phase
+    if session.post_copy is None:
+        return "runs there, its memory is being put in its place; the copy here is kept until that is done"
     left, total = show_size(session.post_copy.left), show_size(session.post_copy.total)
     link = "" if session.channel.connected else "; the link is cut and will be made again"
     return f"runs there, {left} of {total} still here{link}; this node must stay up"

@@ -65,7 +65,8 @@ class HandoverPolicy:
     wait_for: WaitFor = WaitFor.AUTO
     timeout: float = 300.0  #: seconds that the tasks may stay frozen for the hand-over
     one_attempt: bool = False  #: a failed restore ends it (migrate); else another may be started
-    lazy: bool = False  #: the process runs there before its memory is over: the tree is killed when that is
+    lazy: bool = False  #: the process runs there before its memory is in place: the tree is killed when that is
+    follows: bool = False  #: ... and that memory is no part of the images: CRIU serves it, the tree frozen
     kills: bool = True  #: the hook kills the tree; False: the images are only kept, CRIU does as it was told
 
 
@@ -79,7 +80,7 @@ class Handover:
         self.reason = ""
         self.changes = Changes()
         self.times: dict[str, float] = {}
-        self.serving = False  #: CRIU was told to serve the pages that may follow
+        self.serving = False  #: lazy: the tree may be stopped, and CRIU serves what follows
         self._journal, self._view, self._policy = journal, view, policy
         self._finish_images = finish_images
         self._announced: set[ProcessId] = set()
@@ -163,8 +164,8 @@ class Handover:
             return
         if self._policy.lazy:
             await say({"decision": "serve", "proxy": os.getpid()})
-            self.serving = True
-            self.changes.notify()
+            if self._policy.follows:
+                self._serve()
             return
         if not self._policy.kills:
             self.commit()
@@ -204,8 +205,20 @@ class Handover:
                 self.abort(self._too_slow())
             except (RestoreFailed, *FAILURES) as error:
                 self.abort(str(error))
+            if self._holds and self.decision is Decision.WAITING:
+                self._serve()
+                await self.changes.wait_until(lambda: self.decision is not Decision.WAITING)
             nursery.cancel_scope.cancel()
-        return self.decision is Decision.WAITING
+        return self.decision is not Decision.ABORTED
+
+    @property
+    def _holds(self) -> bool:
+        """Whether CRIU waits in its action script until the tree is stopped: there is nothing for it to serve."""
+        return self._policy.lazy and not self._policy.follows
+
+    def _serve(self) -> None:
+        self.serving = True
+        self.changes.notify()
 
     async def _until_cache_knows(self) -> None:
         """While the hook waits it watches over us: if we die now, it starts a recovery in our place."""

@@ -18,6 +18,8 @@ from imgwire.errors import UsageError
 
 SOCKET = "imgproxy.sock"
 SCRIPT = "imgproxy-hook"
+#: The state of a journal from the moment that the tree is stopped until it is killed.
+STOPPED = "stopped"
 
 #: Seconds for SIGKILL to work on a frozen tree. It takes milliseconds.
 KILL_TIMEOUT = 30.0
@@ -106,8 +108,12 @@ def _held(tree: list[proc.ProcessId], action: Action, watch: CriuWatch) -> bool:
 
 
 def _proxy_is_gone(session: Request) -> int:
-    """It has given no word, so nothing was decided: the process stays here, and the cache is told."""
+    """It has given no word, so nothing was decided: the process stays here, and the cache is told. Unless it had begun
+    to stop the tree: then it is for the cache to say."""
     journal = Journal(session["journal"], session["session"])
+    if journal.state == STOPPED:
+        _recover(journal)
+        return 0
     _write_aborted(journal, "the proxy died before the hand-over")
     _recover(journal)
     return _refuse("the proxy died")

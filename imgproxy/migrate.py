@@ -64,14 +64,12 @@ def check_process(pid: int) -> int:
         raise UsageError(f"there is no process {pid}") from None
 
 
-def check_lazy(options: Sequence[str], *, wait_restored: bool, rounds: bool, redials: bool) -> None:
+def check_lazy(options: Sequence[str], *, wait_restored: bool, redials: bool) -> None:
     """UsageError for what cannot go with --lazy."""
     if not redials:
         raise UsageError("--lazy: a link that is cut must be made again; write HOST:PORT or unix:PATH after --to")
     if not wait_restored:
         raise UsageError("--lazy: it must be restored there before it is given up here; leave --no-wait-restored out")
-    if rounds:
-        raise UsageError("--lazy: not together with --rounds; leave one of them out")
     if "--tcp-established" in split(options).dump:
         raise UsageError(
             "--lazy: criu would unlock established TCP connections here while the process is not whole there; "
@@ -135,7 +133,8 @@ async def _check_cpu(session: SourceSession, criu: Criu) -> list[str]:
 async def _start_restore(session: SourceSession, options: Sequence[str]) -> None:
     """Have criu restore started there, and see it wait for its images."""
     view: CacheView = session.view
-    await session.channel.send(messages.Restore(tuple(options)))
+    policy = session.config.policy
+    await session.channel.send(messages.Restore(tuple(options), lazy=policy.lazy and not policy.follows))
     with trio.move_on_after(RESTORE_START):
         await view.wait_for(lambda: view.restore_ready or bool(view.restore_failures))
     if view.restore_failures:
@@ -192,6 +191,8 @@ async def _dump(session: SourceSession, config: MigrateConfig, options: Sequence
     try:
         if session.post_copy is not None:
             code = await _dump_lazily(session, session.post_copy, streamed, config.pid)
+        elif session.config.policy.lazy:
+            code = await _dump_and_stop(session, rounds, streamed, own, config.pid)
         else:
             code = await (rounds.dump(*own) if rounds else run_criu(streamed))
     except OSError as error:
@@ -224,6 +225,29 @@ async def _dump_lazily(session: SourceSession, post_copy: PostCopy, words: Seque
             nursery.start_soon(follow)
             code = await run_criu([*words, *lazily], [theirs.fileno()], theirs.close)
             post_copy.criu_ended(f"criu dump failed: {_failure(session, code)}" if code else DUMP_ENDED)
+    return code
+
+
+async def _dump_and_stop(
+    session: SourceSession, rounds: Rounds | None, streamed: Sequence[str], own: Sequence[str], pid: int
+) -> int:
+    """Run criu dump, the last of the rounds if there are any, which leaves the tree stopped, until that is needed no
+    more; its exit code."""
+    handover = session.handover
+    code = 0
+    async with flat_nursery() as nursery:
+
+        async def stop_when_held() -> None:
+            await handover.changes.wait_until(lambda: handover.serving or handover.decision in _ENDED)
+            if handover.serving:
+                await session.stopped_tree.hand_over(pid, kept=True)
+
+        nursery.start_soon(stop_when_held)
+        if rounds:
+            code = await rounds.dump(*own, "--leave-running")
+        else:
+            code = await run_criu([*streamed, "--leave-running"])
+        handover.abort(f"criu dump failed: {_failure(session, code)}" if code else DUMP_ENDED)
     return code
 
 

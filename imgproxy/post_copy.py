@@ -3,10 +3,8 @@
     images complete -> restored there -> stopped here, journalled -> commit -> pages follow -> needed no more -> killed
 
 `criu dump --lazy-pages` keeps the pages that may follow and serves them to us over a socket that it inherits, with the
-tree frozen. It runs with --leave-running: whatever ends it, our death too, which closes the socket, lets the tasks go.
-Before the commit that is right, they run on. After it they must not: so right before the commit every process gets a
-SIGSTOP, which stays pending as long as CRIU holds them and stops them, whole, when it does not. They are killed once
-the destination says that it needs nothing more.
+tree frozen. It runs with --leave-running: whatever ends it, our death too, which closes the socket, lets the tasks go;
+they stop then, see stopped_tree.py.
 
 Pages that the process there waits for go first, all others follow in the order of their addresses. If CRIU dies after
 the commit, the rest is read from the stopped processes.
@@ -21,19 +19,17 @@ import trio
 
 from imgnode import proc
 from imgnode.channel import PIPED_DATA, Channel
-from imgnode.journal import Journal
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import Pipe
 from imgnode.proc import ProcessId
 from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.memory_source import MemorySource, PageServerSource, ProcessMemory, SourceGone, page_server_works
-from imgproxy.recover_stopped import KILL_TIMEOUT, STOPPED
 from imgproxy.sender import ImageSender, SentImage
 from imgproxy.source import CacheView
+from imgproxy.stopped_tree import StoppedTree
 from imgwire.messages import Pages
 from imgwire.page_ranges import PageRange, PageRanges
 from imgwire.page_server_messages import PAGE_SIZE, Layout
-from imgwire.states import SessionState
 from transform.images.pagemap import extents_at_source, is_wide, task_of
 
 #: Pages asked of CRIU at once: a frame of the link.
@@ -45,36 +41,23 @@ FAVOURED = 8
 #: soon there: 30 ms at 1 Gbit/s.
 AHEAD = 4 << 20
 
-_SETTLED = (SessionState.RUNNING, SessionState.LOST)
-
 _log = structlog.get_logger()
 
 
-class NotHeld(Exception):
-    """CRIU has let the tasks go: they run on here."""
-
-
 class PostCopy:
-    """One migration whose memory follows. `resolve` asks a cache that has been restarted what became of it."""
+    """One migration whose memory follows."""
 
     def __init__(
-        self,
-        channel: Channel,
-        sender: ImageSender,
-        view: CacheView,
-        handover: Handover,
-        journal: Journal,
-        resolve: Callable[[], Awaitable[str]],
+        self, channel: Channel, sender: ImageSender, view: CacheView, handover: Handover, tree: StoppedTree
     ) -> None:
         self._channel, self._sender, self._view = channel, sender, view
-        self._handover, self._journal, self._resolve = handover, journal, resolve
+        self._handover, self._tree = handover, tree
         self._pagemaps: dict[str, bytearray] = {}
         self._left = PageRanges()  # not asked of CRIU yet
         self._urgent: deque[PageRange] = deque()
         self._favoured = 0  # runs of urgent pages since the last others
         self._source: MemorySource = ProcessMemory([])
         self._memory: SentImage | None = None
-        self._tree: list[ProcessId] = []
         self.total = 0  #: bytes of the memory that follows
 
     @property
@@ -99,10 +82,7 @@ class PostCopy:
             await handover.changes.wait_until(lambda: handover.serving)
             self._begin(sock, await trio.to_thread.run_sync(proc.tree, init))
             nursery.start_soon(self._follow)
-            if await handover.restored_there() and await self._commit(init):
-                await self._until_settled()
-                if self._view.state is SessionState.RUNNING:
-                    await trio.to_thread.run_sync(self._end_tree)
+            await self._tree.hand_over(init, kept=False)
             nursery.cancel_scope.cancel()
 
     def criu_ended(self, reason: str) -> None:
@@ -125,62 +105,6 @@ class PostCopy:
     async def _end_when_aborted(self, scope: trio.CancelScope) -> None:
         await self._handover.changes.wait_until(lambda: self._handover.decision is Decision.ABORTED)
         scope.cancel()
-
-    # ---- the commit ----
-
-    async def _commit(self, init: int) -> bool:
-        """The point of no return."""
-        try:
-            await trio.to_thread.run_sync(self._stop_tree, init)
-        except (NotHeld, OSError) as error:
-            self._handover.abort(str(error))
-            return False
-        if self._handover.decision is not Decision.WAITING:  # aborted while the thread worked
-            await trio.to_thread.run_sync(self._let_go, self._handover.reason)
-            return False
-        self._handover.commit()
-        return True
-
-    def _stop_tree(self, init: int) -> None:
-        """See that no task of the tree can run again, whoever dies. Blocking."""
-        tree = proc.tree(init)
-        criu = proc.tracer(init)
-        self._check_held(tree, criu)
-        self._journal.write(STOPPED, tree=[list(task) for task in tree])
-        self._tree = tree
-        try:
-            proc.stop_tree(tree)
-            self._check_held(tree, criu)
-        except (NotHeld, OSError) as error:
-            self._let_go(str(error))
-            raise
-
-    def _let_go(self, reason: str) -> None:
-        """It was stopped, and is not to be: it runs on here. Blocking."""
-        self._journal.write("aborted", reason=reason)
-        proc.continue_tree(self._tree)
-
-    def _check_held(self, tree: list[ProcessId], criu: int) -> None:
-        if not criu or not all(proc.tracer(task.pid) == criu for task in tree):
-            raise NotHeld("criu has let the tasks go: they run on here")
-
-    async def _until_settled(self) -> None:
-        """Wait until the destination needs us no more; ask for as long as it takes."""
-        view = self._view
-        await view.changes.wait_until(lambda: view.state in _SETTLED or bool(view.lost))
-        if view.state not in _SETTLED:
-            _log.warning("the cache has lost the session: asking what became of it", reason=view.lost)
-            view.learn(SessionState(await self._resolve()), "")
-        if view.state is SessionState.LOST:
-            _log.error("the process died there before its memory was over; it is whole here, and stopped")
-
-    def _end_tree(self) -> None:
-        proc.kill_tree(self._tree)
-        proc.wait_doomed(self._tree, KILL_TIMEOUT)
-        try:
-            self._journal.write("committed")
-        except OSError as error:  # `stopped` and the dead tree say the same
-            _log.error("not written down", state="committed", error=str(error))
 
     # ---- pages ----
 
@@ -259,7 +183,7 @@ class PostCopy:
             if self._handover.decision is not Decision.COMMITTED or isinstance(self._source, ProcessMemory):
                 raise
             _log.warning("criu is gone: the rest is read from the stopped processes", reason=str(error))
-            self._source = ProcessMemory(self._tree)
+            self._source = ProcessMemory(self._tree.tasks)
             return await act(self._source)
 
 

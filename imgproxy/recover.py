@@ -21,9 +21,9 @@ from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal, journals
 from imgproxy.dialer import FIRST_PAUSE, LAST_PAUSE, CannotConnect, Dialer
 from imgproxy.handover import outcome
-from imgproxy.hook import SCRIPT, SOCKET
+from imgproxy.hook import SCRIPT, SOCKET, STOPPED
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
-from imgproxy.recover_stopped import STOPPED, conclude, state_there, stopped_tree
+from imgproxy.recover_stopped import conclude, settled_there, stopped_tree
 from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 
@@ -92,7 +92,7 @@ async def _recover_stopped(
         return await _asked(dialer, resolve, patience)
 
     try:
-        state = await state_there(journal, ask)
+        state = await settled_there(journal, ask, patience)
     except (CannotConnect, SessionRefused) as error:
         whole = "whole here, and stopped" if stopped_tree(journal) else "gone here"
         detail = f"the process is {whole}; whether it runs there the cache does not say: {error}"

@@ -6,6 +6,8 @@ before it was committed there, or if a person says so, after it was lost there.
 
 from collections.abc import Awaitable, Callable
 
+import trio
+
 from imgnode import proc
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
@@ -14,10 +16,11 @@ from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 from imgwire.states import SessionState
 
-#: The state of a journal from the moment that the tree is stopped until it is killed.
-STOPPED = "stopped"
 #: Seconds for SIGKILL to work on a stopped tree.
 KILL_TIMEOUT = 30.0
+
+#: Seconds between two questions whether the memory is in its place.
+PAUSE = 0.5
 
 Ask = Callable[[Resolve], Awaitable[str]]
 
@@ -27,6 +30,11 @@ _TOLD = {
     SessionState.FOLLOWING: "the process runs at the destination, and waits there for memory that is still here, in "
     "stopped processes. `imgcache drop --force` ends it there; then `imgproxy recover --run-here` lets it run on here",
 }
+_FILLING = (
+    "the process runs at the destination, which puts its memory in its place; until then it is whole here, too, and "
+    "stopped: try again"
+)
+_UNDER_WAY = (SessionState.COMMITTED, SessionState.FOLLOWING)
 
 
 def stopped_tree(journal: Journal) -> list[ProcessId]:
@@ -40,6 +48,17 @@ async def state_there(journal: Journal, ask: Ask) -> SessionState:
         return SessionState(await ask(Resolve(journal.session, False, "interrupted before the hand-over")))
     except SessionRefused:
         return SessionState(await ask(Resolve(journal.session, True)))
+
+
+async def settled_there(journal: Journal, ask: Ask, patience: float) -> SessionState:
+    """The same. Where the cache has all memory it needs nobody, only time, to put that in its place: then it is asked
+    again for `patience` seconds."""
+    give_up_at = trio.current_time() + patience
+    while True:
+        state = await state_there(journal, ask)
+        if state not in _UNDER_WAY or not journal.fact("kept") or trio.current_time() > give_up_at:
+            return state
+        await trio.sleep(PAUSE)
 
 
 def conclude(journal: Journal, state: SessionState, *, run_here: bool) -> tuple[bool, str]:
@@ -59,4 +78,6 @@ def conclude(journal: Journal, state: SessionState, *, run_here: bool) -> tuple[
         raise UsageError(f"the session is {state} at the cache: the process would run twice; {_TOLD.get(state, '')}")
     if not tree:
         return False, f"the processes here are gone, and the session is {state} at the cache"
+    if state is SessionState.FOLLOWING and journal.fact("kept"):
+        return False, _FILLING
     return False, _TOLD.get(state, f"the process is stopped here, and its session is {state} at the cache: try again")

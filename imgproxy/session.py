@@ -40,6 +40,7 @@ from imgproxy.ingest.stream import StreamIngest
 from imgproxy.post_copy import PostCopy
 from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView, LinkLost, RemotePages
+from imgproxy.stopped_tree import StoppedTree
 from imgwire import messages
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.names import MAX_DEFAULT_SESSION_NAME, check_session_name
@@ -120,11 +121,10 @@ class SourceSession:
         if isinstance(self.ingest, RoundsByHand):
             handle = partial(self.ingest.handle, handle)
         self.dump = DumpCapture(config.directory, self.ingest, self.handover, handle, hookless=config.hookless)
+        self.stopped_tree = StoppedTree(self.view, self.handover, self.journal, self._ask_what_became_of_it)
         self.post_copy: PostCopy | None = None
-        if config.policy.lazy:
-            self.post_copy = PostCopy(
-                self.channel, self.sender, self.view, self.handover, self.journal, self._ask_what_became_of_it
-            )
+        if config.policy.follows:
+            self.post_copy = PostCopy(self.channel, self.sender, self.view, self.handover, self.stopped_tree)
             self.sender.on_small = self.post_copy.see
         self.destination: NodeFacts | None = None
         self.foretold: float | None = None  #: seconds that the dump was expected to freeze the process

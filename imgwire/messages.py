@@ -201,6 +201,7 @@ class Restore:
     """Run `criu restore` with these options as soon as the images are there."""
 
     options: tuple[str, ...] = ()
+    lazy: bool = False  #: the process runs before its memory, which comes with the images, is in its place
 
 
 @dataclass(frozen=True)

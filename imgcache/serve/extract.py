@@ -28,7 +28,7 @@ async def extract(session: "Session", directory: Path) -> int:
     """Write the images of a complete session to `directory`; return how many."""
     if session.state not in _READY or session.revived:
         raise UsageError(f"session {session.name} is {session.state}: its images are not all here")
-    if session.memory is not None:
+    if session.following is not None:
         raise UsageError(f"session {session.name} has memory that only follows the process (migrate --lazy)")
     with session.reading():
         await write_images(session.store, directory)

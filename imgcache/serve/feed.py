@@ -6,12 +6,12 @@ which has everything before.
 
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Protocol
 
 import trio
 
 from imgcache.arena import Extent
 from imgcache.image import StoredImage
-from imgcache.store import ImageStore
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import PIPE_SIZE, enlarge, splice_file
 from imgnode.unix import close_all, receive_with_fds
@@ -27,19 +27,33 @@ PIECE = 64 << 20
 THREADS = 256
 
 
+class Images(Protocol):
+    """What a restore is given."""
+
+    def find(self, name: str) -> StoredImage | None:
+        """The image of that name."""
+
+    def named(self, name: str) -> StoredImage:
+        """The image of that name, which must exist."""
+        ...
+
+    def release(self, extent: Extent) -> None:
+        """These bytes were read and are not read again."""
+
+
 class Feed:
     """Images for one CRIU. `until_servable` is awaited before each answer; `fed` is told each image that went whole."""
 
     def __init__(
         self,
         sock: trio.socket.SocketType,
-        store: ImageStore,
+        images: Images,
         *,
         release_as_read: bool,
         until_servable: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
         fed: Callable[[StoredImage], None] = lambda _image: None,
     ) -> None:
-        self._sock, self._store = sock, store
+        self._sock, self._images = sock, images
         self._release_as_read, self._until_servable, self._fed = release_as_read, until_servable, fed
         self._protocol = ImgStreamer(Direction.SERVE)
 
@@ -68,11 +82,11 @@ class Feed:
                 await self._until_servable()
                 await self._send(self._protocol.answer(exists=self._exists(event.name)))
             else:
-                nursery.start_soon(self._feed, self._store.named(event.name), fds[0])
+                nursery.start_soon(self._feed, self._images.named(event.name), fds[0])
         return True
 
     def _exists(self, name: str) -> bool:
-        image = self._store.find(name)
+        image = self._images.find(name)
         if image is not None and image.released:
             raise RemoteProtocolError(f"{name}: its memory was given back as it was read; it cannot be served again")
         return image is not None
@@ -98,7 +112,7 @@ class Feed:
     def _release(self, image: StoredImage, piece: Extent) -> None:
         if self._release_as_read:
             image.released = True
-            self._store.release(piece)
+            self._images.release(piece)
 
 
 async def feed_pipe(image: StoredImage, pipe: int, gone: Callable[[Extent], None] = lambda _piece: None) -> None:

@@ -16,7 +16,7 @@ import structlog
 import trio
 
 from imgcache.arena import pread_all
-from imgcache.lazy_memory import LazyMemory
+from imgcache.lazy_memory import Memory
 from imgcache.serve.extract import write_image
 from imgcache.session import Session
 from imgnode import proc
@@ -48,7 +48,7 @@ class GuardGone(Exception):
 class LazyPages:
     """The memory of one restore of a session."""
 
-    def __init__(self, session: Session, memory: LazyMemory, criu: str, journal: Path) -> None:
+    def __init__(self, session: Session, memory: Memory, criu: str, journal: Path) -> None:
         self._session, self._memory, self._criu, self._journal = session, memory, criu, journal
         self._changes = Changes()
         self._guarded = False
@@ -155,7 +155,7 @@ class LazyPages:
         self._changes.notify()
 
     def _write_files(self) -> None:
-        for image in self._session.store:
+        for image in self._session.images:
             if image_kind(image.name) in _FILES:
                 path = self._session.directory / image.name
                 path.unlink(missing_ok=True)
@@ -179,7 +179,7 @@ class PageAnswers:
     waking on pages, a process asks for 10,000 of them in a second.
     """
 
-    def __init__(self, sock: trio.socket.SocketType, session: Session, memory: LazyMemory) -> None:
+    def __init__(self, sock: trio.socket.SocketType, session: Session, memory: Memory) -> None:
         self._sock, self._session, self._memory = sock, session, memory
         self._connection = PageServerConnection(Purpose.LAZY)
         self._due: deque[PagesAsked | Closing | bytes] = deque()  # requests, or what is left of an answer

@@ -40,8 +40,8 @@ async def _serve_images(
     with session.reading():
         await Feed(
             sock,
-            session.store,
-            release_as_read=release_as_read,
+            session.images,
+            release_as_read=release_as_read and session.kept is None,
             until_servable=lambda: _until_servable(sock, session),
             fed=fed,
         ).run()

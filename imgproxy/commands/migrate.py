@@ -47,7 +47,9 @@ def migrate_command(
     downtime_target: Annotated[
         float | None, typer.Option(help="Seconds frozen that are few enough for --rounds auto. Default: 0.3.")
     ] = None,
-    lazy: Annotated[bool, typer.Option("--lazy", help="Post-copy: run there at once, the memory follows.")] = False,
+    lazy: Annotated[
+        bool, typer.Option("--lazy", help="Run there before the memory is in its place, which then follows.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     verbose: given.Verbose = 0,
 ) -> None:
@@ -61,15 +63,17 @@ def migrate_command(
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         reached = given.dialer(parse_address(to), tls, insecure=insecure)
         if lazy:
-            pre_dumps = chosen.convergence is not None
-            check_lazy(context.args, wait_restored=wait_restored, rounds=pre_dumps, redials=reached.redials)
+            check_lazy(context.args, wait_restored=wait_restored, redials=reached.redials)
+        policy = HandoverPolicy(
+            wait_for(wait_restored), timeout, one_attempt=True, lazy=lazy, follows=lazy and chosen.convergence is None
+        )
         with ExitStack() as last, _images_directory(journals) as directory:
             config = SourceConfig(
                 dialer=reached,
                 directory=directory,
                 journal=journals,
                 name=session,
-                policy=HandoverPolicy(wait_for(wait_restored), timeout, one_attempt=True, lazy=lazy),
+                policy=policy,
                 compress=compress,
                 limit_rate=given.rate(limit_rate),
                 dedup=chosen.convergence is not None if dedup is None else dedup,

@@ -11,7 +11,8 @@ import pytest
 from imgnode import proc
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
-from imgproxy.recover_stopped import STOPPED, conclude, state_there
+from imgproxy.hook import STOPPED
+from imgproxy.recover_stopped import conclude, state_there
 from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 from imgwire.states import SessionState

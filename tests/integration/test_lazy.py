@@ -61,33 +61,33 @@ async def _following(nodes: Nodes, a: Node, b: Node, criu: Path) -> tuple[SelfCh
     return check, cache, migrating
 
 
-def _named(node: Node, words: str) -> list[int]:
+def named(node: Node, words: str) -> list[int]:
     return [pid for pid, line in node.processes().items() if words in line]
 
 
-def _stopped(pid: int) -> bool:
+def is_stopped(pid: int) -> bool:
     """Stopped, or held by criu, with a stop to come."""
     status = Path(f"/proc/{pid}/status").read_text()
     return "State:\tT" in status or ("State:\tt" in status and "ShdPnd:\t0000000000040000" in status)
 
 
-async def _assert_whole_and_stopped(check: SelfCheck, a: Node, b: Node) -> None:
-    await until(lambda: not _memchecks(b, check), "nothing to run there")
-    assert len(_memchecks(a, check)) == check.procs
-    await until(lambda: all(map(_stopped, _memchecks(a, check))), "the tree to be stopped here")
+async def assert_whole_and_stopped(check: SelfCheck, a: Node, b: Node) -> None:
+    await until(lambda: not memchecks(b, check), "nothing to run there")
+    assert len(memchecks(a, check)) == check.procs
+    await until(lambda: all(map(is_stopped, memchecks(a, check))), "the tree to be stopped here")
 
 
-def _memchecks(node: Node, check: SelfCheck) -> list[int]:
+def memchecks(node: Node, check: SelfCheck) -> list[int]:
     return [pid for pid in check.pids() if pid in node.processes()]
 
 
-async def _recover(a: Node, *options: object) -> Ended:
+async def recover(a: Node, *options: object) -> Ended:
     return await a.run("imgproxy", "recover", "--journal", a.directory / "migrations", "--patience", 2, *options)
 
 
 async def test_criu_killed_while_it_serves(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
     check, _, migrating = await _following(nodes, a, b, criu)
-    (dumping,) = _named(a, " dump ")
+    (dumping,) = named(a, " dump ")
     os.kill(dumping, signal.SIGKILL)
     assert await migrating.wait() == 0, migrating.stderr
     await assert_runs(check, b)
@@ -96,17 +96,17 @@ async def test_criu_killed_while_it_serves(nodes: Nodes, a: Node, b: Node, criu:
 @pytest.mark.parametrize("victim", [" lazy-pages ", "lazy_guard"])
 async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: str) -> None:
     check, cache, migrating = await _following(nodes, a, b, criu)
-    os.kill(_named(b, victim)[-1], signal.SIGKILL)
+    os.kill(named(b, victim)[-1], signal.SIGKILL)
     assert await migrating.wait() == 3
     assert "stopped" in migrating.stderr
     assert migrating.stdout.startswith("lost: ")
     await cache.wait_log("lost")
-    await _assert_whole_and_stopped(check, a, b)
-    told = await _recover(a)
+    await assert_whole_and_stopped(check, a, b)
+    told = await recover(a)
     assert told.code == 1
     assert "--run-here" in told.stdout
-    await _assert_whole_and_stopped(check, a, b)
-    again = await _recover(a, "--run-here")
+    await assert_whole_and_stopped(check, a, b)
+    again = await recover(a, "--run-here")
     assert again.code == 0, again.output
     await check.wait_progress()
     await check.verify_memory()
@@ -115,11 +115,11 @@ async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: st
 async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
     check, cache, migrating = await _following(nodes, a, b, criu)
     await cache.kill9()
-    await _assert_whole_and_stopped(check, a, b)
+    await assert_whole_and_stopped(check, a, b)
     cache = await start_cache(b, "--allow-restore", criu=criu, listen=cache.address)
     assert await migrating.wait() == 3
     assert "whole here, and stopped" in migrating.stderr
-    assert (await _recover(a, "--run-here")).code == 0
+    assert (await recover(a, "--run-here")).code == 0
     await check.wait_progress()
     await check.verify_memory()
 
@@ -127,17 +127,17 @@ async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: N
 async def test_the_proxy_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
     check, cache, migrating = await _following(nodes, a, b, criu)
     await migrating.kill9()
-    await until(lambda: all(map(_stopped, _memchecks(a, check))), "the tree to be stopped here")
-    told = await _recover(a)
+    await until(lambda: all(map(is_stopped, memchecks(a, check))), "the tree to be stopped here")
+    told = await recover(a)
     assert told.code == 1
     assert "memory that is still here" in told.stdout
-    refused = await _recover(a, "--run-here")
+    refused = await recover(a, "--run-here")
     assert refused.code == 2, "it would run twice"
     dropped = await b.run("imgcache", "drop", "--force", "-D", b.directory, cache.log[-1]["session"])
     assert dropped.code == 0, dropped.output
     await cache.wait_log("lost")
-    await _assert_whole_and_stopped(check, a, b)
-    assert (await _recover(a, "--run-here")).code == 0
+    await assert_whole_and_stopped(check, a, b)
+    assert (await recover(a, "--run-here")).code == 0
     await check.wait_progress()
     await check.verify_memory()
 
@@ -157,21 +157,21 @@ async def test_killed_before_the_commit(nodes: Nodes, a: Node, b: Node, criu_lat
     migrating = start_migrate(a, check.pid, cache.address, criu_latest, "--lazy", "--timeout", 10, "--reconnect", 1)
     await cache.wait_log("complete")
     for node in (a, b):
-        for pid in _named(node, victim):
+        for pid in named(node, victim):
             os.kill(pid, signal.SIGKILL)
     assert await migrating.wait() != 0
-    await _one_history(check, a, b)
+    await assert_one_history(check, a, b)
 
 
-async def _one_history(check: SelfCheck, a: Node, b: Node) -> None:
+async def assert_one_history(check: SelfCheck, a: Node, b: Node) -> None:
     """It runs here; or it had just been committed, and is whole and stopped here."""
 
     def settled() -> bool:
-        return not _memchecks(b, check) and len(_memchecks(a, check)) == check.procs
+        return not memchecks(b, check) and len(memchecks(a, check)) == check.procs
 
     await until(settled, "nothing to run there")
-    if any(map(_stopped, _memchecks(a, check))):
-        await _recover(a, "--run-here")
+    if any(map(is_stopped, memchecks(a, check))):
+        await recover(a, "--run-here")
     await check.wait_progress()
     await check.verify_memory()
 
