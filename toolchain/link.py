@@ -108,7 +108,7 @@ class _Link:
         pad = [self._plugin, "-passes=pad-frames", f"-frame-pads={listed}"]
         run("frames", "opt", *pad, self._unified, "-o", padded)
         run("code", "llc", *LLC_FLAGS, f"-mtriple={isa.triple}", padded, "-o", assembly)
-        marked = mark_sites(isa, assembly.read_text())
-        assembly.write_text(marked.text)
+        marked = mark_sites(isa, assembly.read_text("latin-1"))  # strings stand there as bytes
+        assembly.write_text(marked.text, "latin-1")
         run("code", "clang", f"--target={isa.triple}", "-c", assembly, "-o", obj)
         return obj

@@ -53,6 +53,11 @@ def test_threads(hetcc: Path, tmp_path: Path) -> None:
     assert_same_on_both(tmp_path / "threads", "610\n987\n1597\n2584\n4000\n")
 
 
+def test_labels_as_values(hetcc: Path, tmp_path: Path) -> None:
+    output(hetcc, "-O2", PROGRAMS / "labels.c", "-o", tmp_path / "labels")
+    assert_same_on_both(tmp_path / "labels", "48 4 5 -128\n")
+
+
 def test_a_build_by_make(hetcc: Path, tmp_path: Path) -> None:
     """Objects, an archive made by ar, dependency files, and the layout that migrations read."""
     (tmp_path / "twice.c").write_text('#include "twice.h"\nint twice(int n) { return 2 * n; }\n')

@@ -3,6 +3,7 @@
 #include "Calls.h"
 #include "Convention.h"
 #include "Frame.h"
+#include "Labels.h"
 #include "Polls.h"
 #include "Refusals.h"
 #include "Sections.h"
@@ -24,6 +25,7 @@ struct UnifyPass : PassInfoMixin<UnifyPass> {
   PreservedAnalyses run(Module &M, ModuleAnalysisManager &Analyses) {
     if (!unify::checkMigratable(M))
       report_fatal_error("not migratable", /*gen_crash_diag=*/false);
+    unify::numberLabels(M);
     unify::simplifySignatures(M);
     unify::separate(M);
     unify::applyConvention(M);

@@ -1,0 +1,45 @@
+"""Running what hetcc makes, on both ISAs: x86-64 natively, aarch64 by qemu's emulation of a process."""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+#: Everything (all programs, larger classes) instead of what is quick.
+ALL = os.environ.get("IMGPROXY_PROGRAMS") == "all"
+PROGRAMS = Path(__file__).parent / "programs"
+#: Seconds for one program, on a busy machine.
+DEADLINE = 600.0
+
+
+def run(*words: object, stdin: bytes = b"", directory: Path | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run to the end."""
+    return subprocess.run(
+        [str(word) for word in words], capture_output=True, check=False, timeout=DEADLINE, cwd=directory, input=stdin
+    )
+
+
+def output(*words: object, stdin: bytes = b"", directory: Path | None = None) -> bytes:
+    """What it writes; it must end with 0."""
+    done = run(*words, stdin=stdin, directory=directory)
+    assert done.returncode == 0, f"{words}: {done.returncode}\n{(done.stdout + done.stderr).decode(errors='replace')}"
+    return done.stdout
+
+
+def on_each(program: Path) -> list[list[str]]:
+    """How the two of a pair are run."""
+    return [[f"{program}_x86-64"], ["qemu-aarch64", f"{program}_aarch64"]]
+
+
+def output_of_both(program: Path, *arguments: object, stdin: bytes = b"", directory: Path | None = None) -> bytes:
+    """What both write, which must be the same."""
+    outputs = [output(*words, *arguments, stdin=stdin, directory=directory) for words in on_each(program)]
+    assert outputs[0] == outputs[1]
+    return outputs[0]
+
+
+def wrapper(words: Sequence[str], path: Path) -> None:
+    """A command at `path` that runs `words`, for tests that come as a Makefile."""
+    path.unlink(missing_ok=True)
+    path.write_text(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
+    path.chmod(0o755)
