@@ -156,6 +156,7 @@ async def test_killed_before_the_commit(nodes: Nodes, a: Node, b: Node, criu_lat
     cache = await start_cache(b, "--allow-restore", criu=criu_latest)
     migrating = start_migrate(a, check.pid, cache.address, criu_latest, "--lazy", "--timeout", 10, "--reconnect", 1)
     await cache.wait_log("complete")
+    await until(lambda: any(named(node, victim) for node in (a, b)), f"{victim} to have started")
     for node in (a, b):
         for pid in named(node, victim):
             os.kill(pid, signal.SIGKILL)
