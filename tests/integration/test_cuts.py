@@ -59,12 +59,12 @@ async def test_a_cut_with_transport_security(nodes: Nodes, a: Node, b: Node, cri
 
 
 async def test_a_link_that_stays_dead_leaves_the_process_at_the_source(
-    nodes: Nodes, a: Node, b: Node, criu: Path
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path
 ) -> None:
     check = await nodes.start_memcheck(a, size=8 * MIB)
-    cache = await start_cache(b, "--allow-restore", "--source-timeout", 1, criu=criu)
+    cache = await start_cache(b, "--allow-restore", "--source-timeout", 1, criu=criu_latest)
     async with relaying(cache.address, cuts=[3 * MIB], stays_dead=True) as relay:
-        done = await migrate(a, check.pid, relay.address, criu, "--reconnect", 1, deadline=60)
+        done = await migrate(a, check.pid, relay.address, criu_latest, "--reconnect", 1, deadline=60)
         assert done.code == 1
         assert done.stdout.startswith("aborted: cut off for 1 s; ")
         assert "nothing listens there" in done.stdout
@@ -74,13 +74,13 @@ async def test_a_link_that_stays_dead_leaves_the_process_at_the_source(
     assert not b.processes(), "the restore that waited has ended"
 
 
-async def test_a_dead_link_in_the_manual_flow(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_a_dead_link_in_the_manual_flow(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=8 * MIB)
     cache = await start_cache(b, "--source-timeout", 1)
-    restoring = restore(b, criu)
+    restoring = restore(b, criu_latest)
     async with relaying(cache.address, cuts=[3 * MIB], stays_dead=True) as relay:
         proxy = await start_proxy(a, relay.address, "--reconnect", 1)
-        assert await dump(a, criu, check.pid).wait() != 0
+        assert await dump(a, criu_latest, check.pid).wait() != 0
         done = await proxy.ended()
         assert done.code == 1
         assert "cut off for 1 s" in done.output

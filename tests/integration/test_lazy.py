@@ -94,8 +94,8 @@ async def test_criu_killed_while_it_serves(nodes: Nodes, a: Node, b: Node, criu:
 
 
 @pytest.mark.parametrize("victim", [" lazy-pages ", "lazy_guard"])
-async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: str) -> None:
-    check, cache, migrating = await _following(nodes, a, b, criu)
+async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu_latest: Path, victim: str) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu_latest)
     os.kill(named(b, victim)[-1], signal.SIGKILL)
     assert await migrating.wait() == 3
     assert "stopped" in migrating.stderr
@@ -112,11 +112,11 @@ async def test_lost_there(nodes: Nodes, a: Node, b: Node, criu: Path, victim: st
     await check.verify_memory()
 
 
-async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
-    check, cache, migrating = await _following(nodes, a, b, criu)
+async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu_latest)
     await cache.kill9()
     await assert_whole_and_stopped(check, a, b)
-    cache = await start_cache(b, "--allow-restore", criu=criu, listen=cache.address)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest, listen=cache.address)
     assert await migrating.wait() == 3
     assert "whole here, and stopped" in migrating.stderr
     assert (await recover(a, "--run-here")).code == 0
@@ -124,8 +124,8 @@ async def test_the_cache_killed_while_memory_follows(nodes: Nodes, a: Node, b: N
     await check.verify_memory()
 
 
-async def test_the_proxy_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
-    check, cache, migrating = await _following(nodes, a, b, criu)
+async def test_the_proxy_killed_while_memory_follows(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu_latest)
     await migrating.kill9()
     await until(lambda: all(map(is_stopped, memchecks(a, check))), "the tree to be stopped here")
     told = await recover(a)
@@ -142,8 +142,8 @@ async def test_the_proxy_killed_while_memory_follows(nodes: Nodes, a: Node, b: N
     await check.verify_memory()
 
 
-async def test_the_cache_stops_when_the_memory_is_there(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
-    check, cache, migrating = await _following(nodes, a, b, criu)
+async def test_the_cache_stops_when_the_memory_is_there(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+    check, cache, migrating = await _following(nodes, a, b, criu_latest)
     assert await cache.stop() == 0
     assert await migrating.wait() == 0
     await assert_runs(check, b)

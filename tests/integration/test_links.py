@@ -13,12 +13,12 @@ pytestmark = pytest.mark.t2
 MIB = 1 << 20
 
 
-async def test_unix_socket(nodes: Nodes, a: Node, b: Node, criu: Path, node_dir: Path) -> None:
+async def test_unix_socket(nodes: Nodes, a: Node, b: Node, criu_latest: Path, node_dir: Path) -> None:
     check = await nodes.start_memcheck(a, size=4 * MIB)
     address = f"unix:{node_dir}/link"
-    cache = await start_cache(b, "--allow-restore", criu=criu, listen=address)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest, listen=address)
     assert cache.address == address
-    done = await migrate(a, check.pid, address, criu)
+    done = await migrate(a, check.pid, address, criu_latest)
     assert done.code == 0, done.output
     await assert_runs(check, b)
     await cache.stop()
@@ -98,18 +98,18 @@ async def test_the_rate_is_limited(nodes: Nodes, a: Node, b: Node, criu_latest: 
     await assert_runs(check, b)
 
 
-async def test_images_past_the_memory_limit_are_spooled(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_images_past_the_memory_limit_are_spooled(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     spool = nodes.make_node_dir()
     check = await nodes.start_memcheck(a, size=8 * MIB)
     cache = await start_cache(b, "--memory-limit", "2MiB", "--spool", spool)
     proxy = await start_proxy(a, cache.address, "--session", "spooled")
-    assert await dump(a, criu, check.pid).wait() == 0
+    assert await dump(a, criu_latest, check.pid).wait() == 0
     assert (await proxy.ended()).code == 0
     status = (await b.run("imgcache", "status", "-D", b.directory, "--json")).stdout
     assert '"name": "spooled", "state": "committed"' in status
     sizes = [int(status.partition(f'"{kind}": ')[2].partition(",")[0]) for kind in ("memory", "spool")]
     assert sizes[0] <= 2 * MIB < 6 * MIB < sizes[1]
-    assert await restore(b, criu).wait() == 0
+    assert await restore(b, criu_latest).wait() == 0
     await assert_runs(check, b)
     await cache.stop()
     assert not list(spool.iterdir())
@@ -127,10 +127,10 @@ async def test_no_memory_and_no_spool(nodes: Nodes, a: Node, b: Node, criu_lates
     await assert_runs(check, a)
 
 
-async def test_memory_released_as_it_is_read(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_memory_released_as_it_is_read(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=16 * MIB, procs=2)
-    cache = await start_cache(b, "--release", "read", "--allow-restore", criu=criu)
-    done = await migrate(a, check.pid, cache.address, criu)
+    cache = await start_cache(b, "--release", "read", "--allow-restore", criu=criu_latest)
+    done = await migrate(a, check.pid, cache.address, criu_latest)
     assert done.code == 0, done.output
     await assert_runs(check, b)
 

@@ -38,25 +38,25 @@ async def _recover(node: Node) -> Ended:
     return done
 
 
-async def test_the_destination_has_it_whole(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_the_destination_has_it_whole(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=4 << 20)
     cache = await start_cache(b)
     await start_proxy(a, cache.address, "--wait-restored", "--session", "mine")
-    dump(a, criu, check.pid)
+    dump(a, criu_latest, check.pid)
     await cache.wait_log("complete")
     _crash(a)
     done = await _recover(a)
     assert (done.code, done.stdout) == (0, "mine: the process runs at the destination; the cache knows (committed)\n")
-    assert await restore(b, criu).wait() == 0
+    assert await restore(b, criu_latest).wait() == 0
     await assert_runs(check, b)
     assert await cache.stop() == 0
 
 
-async def test_the_destination_has_a_part(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_the_destination_has_a_part(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=16 << 20)
     cache = await start_cache(b)
     await start_proxy(a, cache.address, "--session", "mine", *SLOW)
-    dump(a, criu, check.pid)
+    dump(a, criu_latest, check.pid)
     await until((a.directory / "dump.log").exists, "the dump to begin")
     _crash(a)
     done = await _recover(a)

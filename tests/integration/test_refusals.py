@@ -73,11 +73,11 @@ async def test_the_source_does_not_do(nodes: Nodes, a: Node, b: Node, criu_lates
         assert not [line for line in cache.log if line["event"] == "aborted" and line["reason"] == ""]
 
 
-async def test_a_restore_that_ends_at_once(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_a_restore_that_ends_at_once(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a)
-    cache = await start_cache(b, "--allow-restore", criu=criu)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
     async with never_frozen(check, a):
-        done = await migrate(a, check.pid, cache.address, criu, "--file-validation", "nonsense")
+        done = await migrate(a, check.pid, cache.address, criu_latest, "--file-validation", "nonsense")
         _assert_line(done, 2, "nothing was frozen: criu restore there failed at once: ")
 
 
@@ -103,15 +103,15 @@ async def test_images_directories(nodes: Nodes, a: Node, b: Node) -> None:
     await refused(shared, "others may write to it")
 
 
-async def test_a_restore_that_fails_later(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_a_restore_that_fails_later(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     """A file of the process is missing there: it runs on here, and the reason is told."""
     program = nodes.make_node_dir() / "program"
     program.write_bytes(nodes.programs.memcheck.read_bytes())
     program.chmod(0o700)
     check = await nodes.start_memcheck(a, program=program, procs=2)
     assert (await b.run("mount", "-t", "tmpfs", "tmpfs", program.parent)).code == 0
-    cache = await start_cache(b, "--allow-restore", criu=criu)
-    done = await migrate(a, check.pid, cache.address, criu, "--session", "lacking")
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    done = await migrate(a, check.pid, cache.address, criu_latest, "--session", "lacking")
     assert done.code == 1
     assert done.stdout.startswith("aborted: Can't open file ")
     assert f"{str(program)[1:]} on restore: No such file or directory" in done.stdout.splitlines()[0]
@@ -119,7 +119,7 @@ async def test_a_restore_that_fails_later(nodes: Nodes, a: Node, b: Node, criu: 
     kept = b.directory / "lacking.restore.log"
     assert str(program)[1:] in kept.read_text(), "CRIU's log of it"
     assert (await b.run("umount", program.parent)).code == 0
-    done = await migrate(a, check.pid, cache.address, criu)
+    done = await migrate(a, check.pid, cache.address, criu_latest)
     assert done.code == 0, done.output
     await assert_runs(check, b)
 

@@ -202,12 +202,14 @@ async def test_somebody_else_connects(
     await assert_runs(check, b)
 
 
-async def test_a_dump_without_the_action_script(nodes: Nodes, a: Node, b: Node, criu: Path, node_dir: Path) -> None:
+async def test_a_dump_without_the_action_script(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, node_dir: Path
+) -> None:
     """The answer to its CLOSE would let it kill the process: it gets none, also if its command line tells nothing."""
     check = await nodes.start_memcheck(a)
     cache = await start_cache(b)
     proxy = await start_rounds(a, cache.address)
-    command = planned(node_dir, criu, "good")
+    command = planned(node_dir, criu_latest, "good")
     assert await pre_dump(a, command, check.pid) == 0
     assert (await a.run(command, "dump", "-t", check.pid, *await options(a))).code != 0
     reason = (await proxy.wait_log("turned away from the page server"))["reason"]
@@ -242,14 +244,14 @@ async def test_a_dump_that_fails_can_be_tried_again(
 
 
 async def test_what_is_printed_when_there_is_nothing_to_print(
-    nodes: Nodes, a: Node, b: Node, criu: Path, node_dir: Path
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, node_dir: Path
 ) -> None:
     """A CRIU that got it ends at once, where one that got nothing would dump, and kill."""
     check = await nodes.start_memcheck(a)
     asked = await a.run("imgproxy", "rounds", "-D", a.directory, "--last")
     assert (asked.code, asked.stdout) == (2, f"{UNKNOWN_TO_CRIU}\n")
     assert f"no imgproxy is at work in {a.directory}" in asked.stderr
-    done = await a.run(criu, "dump", "-t", check.pid, "-D", node_dir, asked.stdout.strip())
+    done = await a.run(criu_latest, "dump", "-t", check.pid, "-D", node_dir, asked.stdout.strip())
     assert done.code != 0 and not list(node_dir.iterdir())
     cache = await start_cache(b)
     proxy = a.start("imgproxy", "-D", a.directory, "--to", cache.address)

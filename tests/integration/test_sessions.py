@@ -66,13 +66,13 @@ async def test_a_name_is_taken_once(nodes: Nodes, a: Node, b: Node) -> None:
     assert not first.dead
 
 
-async def test_status_extract_and_drop(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_status_extract_and_drop(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     """Images that go through the cache are those that criu writes."""
     check = await nodes.start_memcheck(a)
     cache = await start_cache(b)
     assert (await b.run("imgcache", "status", "-D", b.directory)).stdout == "no sessions\n"
     images = nodes.make_node_dir()
-    assert (await a.run(criu, "dump", "-D", images, "-t", check.pid, "--leave-running")).code == 0
+    assert (await a.run(criu_latest, "dump", "-D", images, "-t", check.pid, "--leave-running")).code == 0
     sent = await a.run("imgproxy", "send", images, "--to", cache.address, "--session", "sent")
     assert sent.code == 0, sent.output
     assert "images are at the cache, in session sent" in sent.stdout

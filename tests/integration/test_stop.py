@@ -33,10 +33,10 @@ async def test_a_proxy_that_waits_for_a_dump(a: Node, b: Node) -> None:
     )
 
 
-async def test_the_cache_while_it_receives(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_the_cache_while_it_receives(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=16 << 20)
-    cache = await start_cache(b, "--allow-restore", criu=criu)
-    migrating = start_migrate(a, check.pid, cache.address, criu, *SLOW)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    migrating = start_migrate(a, check.pid, cache.address, criu_latest, *SLOW)
     await migrating.wait_stderr("dumping")
     assert await cache.stop() == 0
     done = await migrating.ended()
@@ -47,12 +47,12 @@ async def test_the_cache_while_it_receives(nodes: Nodes, a: Node, b: Node, criu:
     assert {name for name in b.files() if not name.endswith(".restore.log")} == {"journal"}
 
 
-async def test_the_proxy_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_the_proxy_while_it_sends(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     check = await nodes.start_memcheck(a, size=16 << 20)
     cache = await start_cache(b)
-    restoring = restore(b, criu)
+    restoring = restore(b, criu_latest)
     proxy = await start_proxy(a, cache.address, *SLOW)
-    dumping = dump(a, criu, check.pid)
+    dumping = dump(a, criu_latest, check.pid)
     await until((a.directory / "dump.log").exists, "the dump to begin")
     assert await proxy.stop() == 128 + 15
     assert await dumping.wait() != 0
@@ -64,10 +64,12 @@ async def test_the_proxy_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Pa
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_migrate_while_it_sends(nodes: Nodes, a: Node, b: Node, criu: Path, number: signal.Signals) -> None:
+async def test_migrate_while_it_sends(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, number: signal.Signals
+) -> None:
     check = await nodes.start_memcheck(a, size=16 << 20)
-    cache = await start_cache(b, "--allow-restore", criu=criu)
-    migrating = start_migrate(a, check.pid, cache.address, criu, *SLOW)
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    migrating = start_migrate(a, check.pid, cache.address, criu_latest, *SLOW)
     await migrating.wait_stderr("dumping")
     migrating.signal(number)
     assert await migrating.wait() == 128 + number

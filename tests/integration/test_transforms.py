@@ -9,14 +9,14 @@ from tests.nodes import Node, Nodes, assert_runs, migrate, start_cache
 pytestmark = pytest.mark.t2
 
 
-async def test_the_program_is_elsewhere_at_the_destination(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
+async def test_the_program_is_elsewhere_at_the_destination(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
     old, new = nodes.make_node_dir() / "memcheck", nodes.make_node_dir() / "memcheck"
     for path in (old, new):
         path.write_bytes(nodes.programs.memcheck.read_bytes())
         path.chmod(0o700)
     check = await nodes.start_memcheck(a, program=old)
-    cache = await start_cache(b, "--allow-restore", criu=criu)
-    done = await migrate(a, check.pid, cache.address, criu, "--map-path", f"{old.parent}:{new.parent}")
+    cache = await start_cache(b, "--allow-restore", criu=criu_latest)
+    done = await migrate(a, check.pid, cache.address, criu_latest, "--map-path", f"{old.parent}:{new.parent}")
     assert done.code == 0, done.output
     assert Path(f"/proc/{check.pids()[0]}/exe").readlink() == new
     assert str(old) not in Path(f"/proc/{check.pids()[0]}/maps").read_text()
