@@ -15,7 +15,7 @@ from imgcache.host import HostConfig
 from imgcache.server import CacheConfig, CacheServer
 from imgnode import logs
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
-from imgnode.command_line import Wire, parse_size, run_program, show_size
+from imgnode.command_line import Version, Wire, parse_size, run_program, show_size
 from imgnode.control_client import ControlClient, Request
 from imgnode.preflight import check_images_dir
 from imgwire.errors import UsageError
@@ -54,6 +54,7 @@ def run(
     insecure: Annotated[bool, typer.Option("--insecure", help="Plain TCP even off loopback.")] = False,
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus.")] = None,
     verbose: Annotated[int, typer.Option("-v", "--verbose", count=True, help="More to see.")] = 0,
+    _version: Version = False,
 ) -> None:
     """Take and serve images until SIGTERM."""
     if context.invoked_subcommand is not None:

@@ -7,9 +7,12 @@ import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
+from importlib.metadata import version
+from typing import Annotated
 
 import structlog
 import trio
+import typer
 
 from imgnode.greeting import SessionRefused
 from imgwire.errors import RemoteProtocolError, UsageError
@@ -23,6 +26,18 @@ class Wire(StrEnum):
 
     LINK = "link"  #: our own protocol
     CRIU = "criu"  #: that of the original image-proxy and image-cache
+
+
+def _show_version(context: typer.Context, asked: bool) -> None:
+    if asked:
+        print(context.info_name, version("imgproxy"))
+        raise typer.Exit
+
+
+#: An option of both programs.
+Version = Annotated[
+    bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+]
 
 
 def parse_size(text: str) -> int:

@@ -11,7 +11,7 @@ import typer
 
 from imgnode import logs
 from imgnode.addresses import parse_address
-from imgnode.command_line import Wire
+from imgnode.command_line import Version, Wire
 from imgnode.criu import Criu
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, machine_problems
@@ -82,6 +82,7 @@ def capture(
     insecure: given.Insecure = False,
     metrics: Annotated[str | None, typer.Option(help="HOST:PORT for Prometheus.")] = None,
     verbose: given.Verbose = 0,
+    _version: Version = False,
 ) -> None:
     """Take one `criu dump` with --stream, with --remote or after pre-dumps, and hand the process over."""
     if context.invoked_subcommand is not None:

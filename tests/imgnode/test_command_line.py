@@ -1,10 +1,16 @@
 """Sizes as people write them, and errors as they read them."""
 
+from importlib.metadata import version
+
 import pytest
 import trio
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+import imgcache.cli
+import imgproxy.cli
 from imgnode.command_line import explain, parse_size, run_program, show_size
 from imgnode.greeting import SessionRefused
 from imgwire.errors import LocalProtocolError, RemoteProtocolError, UsageError
@@ -83,3 +89,9 @@ def test_the_other_ends_of_a_program() -> None:
 
     assert run_program("imgtest", False, lambda: 7) == 7
     assert run_program("imgtest", False, interrupted) == 130
+
+
+@pytest.mark.parametrize(("app", "name"), [(imgproxy.cli.app, "imgproxy"), (imgcache.cli.app, "imgcache")])
+def test_the_version_is_shown(app: typer.Typer, name: str) -> None:
+    done = CliRunner().invoke(app, ["--version"], prog_name=name)
+    assert (done.exit_code, done.output) == (0, f"{name} {version('imgproxy')}\n")
