@@ -7,6 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.toolchain.pairs import ALL
+
+#: Programs that take minutes; the others stand for them where ALL is not asked for.
+LONG = ["test_zlib.py"]
+collect_ignore = [] if ALL else LONG
 
 
 def make_toolchain() -> Path:

@@ -5,6 +5,8 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.conftest import ROOT
+
 #: Everything (all programs, larger classes) instead of what is quick.
 ALL = os.environ.get("IMGPROXY_PROGRAMS") == "all"
 PROGRAMS = Path(__file__).parent / "programs"
@@ -43,3 +45,14 @@ def wrapper(words: Sequence[str], path: Path) -> None:
     path.unlink(missing_ok=True)
     path.write_text(f'#!/bin/sh\nexec {" ".join(words)} "$@"\n')
     path.chmod(0o755)
+
+
+def unpack(package: str, place: Path, *options: str) -> Path:
+    """A source package of Debian's, unpacked; `--debian` among the options: with Debian's patches."""
+    output(ROOT / "scripts/toolchain", "unpack", *options, package, place)
+    return place
+
+
+def make(directory: Path, *words: object) -> bytes:
+    """What make says."""
+    return output("make", "-C", directory, *words)

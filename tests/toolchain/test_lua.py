@@ -1,0 +1,34 @@
+"""Lua 5.4: its interpreter computes by labels as values, has variable arguments everywhere, and leaves errors and
+coroutines by longjmp. What our Lua programs write is what they write with an interpreter that cc made.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from tests.toolchain.pairs import PROGRAMS, make, output, output_of_both, unpack
+
+pytestmark = pytest.mark.t2
+
+SCRIPTS = sorted(path.name for path in (PROGRAMS / "lua").glob("*.lua"))
+
+
+@pytest.fixture(scope="module")
+def lua(hetcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = unpack("lua5.4", tmp_path_factory.mktemp("lua") / "pair") / "src"
+    make(source, "lua", f"CC={hetcc}", "SYSCFLAGS=-DLUA_USE_POSIX")
+    return source / "lua"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    source = unpack("lua5.4", tmp_path_factory.mktemp("lua") / "reference") / "src"
+    make(source, "lua", "CFLAGS=-DLUA_COMPAT_5_3 -DLUA_USE_POSIX")
+    return source / "lua"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_programs_write_the_same(lua: Path, reference: Path, script: str) -> None:
+    expected = output(reference, script, directory=PROGRAMS / "lua")
+    assert len(expected) > 200
+    assert output_of_both(lua, script, directory=PROGRAMS / "lua") == expected
