@@ -11,6 +11,7 @@ Seen with CRIU 4.1.1 and 4.2.1. Blocking, but for `ended`.
 import math
 import stat
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from imgnode import proc
@@ -21,6 +22,9 @@ from imgnode.process import wait_dead
 
 #: What CRIU writes last, in its work directory.
 STATS = "stats-dump"
+
+_RUNNING = ("-R", "--leave-running")
+_FLAGS = ("--track-mem", "--no-default-config")  # without a value, and likely before those
 
 _Stamp = tuple[int, int, int] | None  # of a file: inode, time of the last change, of its data and of anything, in ns
 
@@ -44,6 +48,15 @@ class CriuRun:
     def says_dump(self) -> bool:
         """Whether its command line says that it dumps; one that cannot be understood does not."""
         return "dump" in self.words and "pre-dump" not in self.words
+
+    @property
+    def leaves_running(self) -> bool:
+        """Whether its command line says, beyond doubt, that it dumps and lets its tasks run on, whatever comes. What
+        could be another option's value, or stands behind the last option, does not say so."""
+        options = self.words[: self.words.index("--")] if "--" in self.words else self.words
+        return self.says_dump and any(
+            word in _RUNNING and (not before.startswith("-") or before in _FLAGS) for before, word in pairwise(options)
+        )
 
     def option(self, name: str) -> str | None:
         """What it was given last for an option that has a value."""

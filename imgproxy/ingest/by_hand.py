@@ -10,9 +10,10 @@ is at work at a time:
     at work --(it has ended)--> nobody: a pre-dump went well, or its round is dropped and the next begins anew
     at work --(the post-dump script of a dump)--> hand-over, which ends the session
 
-Nothing depends on CRIU's command line. A dump is a CRIU that our action script has announced; nobody else is told that
-its pages are safe while it holds a process, so none is killed without us. A pre-dump went well if its CLOSE was
-answered and it ended with its statistics written. It refers to the round before only if that is its parent directory.
+Nothing depends on CRIU's command line, but for one thing. A dump is a CRIU that our action script has announced; nobody
+else is told that its pages are safe while it holds a process, so none is killed without us, unless it was clearly told
+to leave it running: such a dump is a pre-dump to us. A pre-dump went well if its CLOSE was answered and it ended with
+its statistics written. It refers to the round before only if that is its parent directory.
 """
 
 import socket
@@ -177,7 +178,7 @@ class RoundsByHand:
             return (
                 f"has not the -D of this round: let `imgproxy rounds -D {self._directory}` print its options each time"
             )
-        if run.says_dump and not dumps:
+        if run.says_dump and not dumps and not run.leaves_running:
             return self._unhooked()
         if run.option("pre-dump-mode") == "read":
             return READ_MODE
@@ -191,10 +192,12 @@ class RoundsByHand:
     async def _round(self, sock: trio.socket.SocketType, run: CriuRun, dumps: bool) -> None:
         began = trio.current_time()
         refers = self._refers(run, dumps=dumps)
-        _log.info(f"round {self.rounds.directory.name} begins", action="dump" if dumps else "pre-dump", pid=run.pid)
+        action = "dump" if run.says_dump or dumps else "pre-dump"
+        _log.info(f"round {self.rounds.directory.name} begins", action=action, pid=run.pid)
         with sock:
             await self.rounds.begin(dump=dumps, refers=refers)
-            await self.rounds.take(sock, trio.lowlevel.checkpoint if dumps else lambda: self._let_go(run))
+            harmless = dumps or run.leaves_running  # our script holds it back, or it was told to kill nobody
+            await self.rounds.take(sock, trio.lowlevel.checkpoint if harmless else lambda: self._let_go(run))
         self._taking = False
         self._changes.notify()
         if dumps and await self._hands_over(run):

@@ -166,6 +166,24 @@ def test_what_its_command_line_says(tmp_path: Path, words: list[str], dumps: boo
         assert stand.run().says_dump is dumps
 
 
+@pytest.mark.parametrize(
+    ("words", "leaves"),
+    [
+        (["dump", "--leave-running", "-t", "5"], True),
+        (["dump", "-t", "5", "--track-mem", "-R"], True),
+        (["-t", "5", "dump"], False),
+        (["pre-dump", "--leave-running"], False),
+        (["dump", "-o", "--leave-running"], False),
+        (["dump", "-o", "-R", "-t", "5"], False),
+        (["dump", "-t", "5", "--", "--leave-running"], False),
+        (["swrk", "3"], False),
+    ],
+)
+def test_whether_it_surely_lets_its_tasks_run_on(tmp_path: Path, words: list[str], leaves: bool) -> None:
+    with _stand(tmp_path, *words) as stand:
+        assert stand.run().leaves_running is leaves
+
+
 def test_its_options(tmp_path: Path) -> None:
     with _stand(tmp_path, "pre-dump", "--pre-dump-mode=splice", "--pre-dump-mode", "read") as stand:
         assert stand.run().option("pre-dump-mode") == "read", "the last one counts"

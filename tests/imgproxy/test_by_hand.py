@@ -311,6 +311,24 @@ async def test_one_that_is_no_criu(stand: Stand, reason: str) -> None:
 # ---- a dump ----
 
 
+async def test_a_dump_that_leaves_its_tasks_running_is_a_round(stand: Stand) -> None:
+    """Though it holds them to the end, and our action script has not announced it."""
+    await stand.pre_dump()
+    async with stand.criu(await stand.ask(), "dump", "--leave-running") as typed:
+        stand.held = [PID]
+        await typed.brings()
+        typed.leaves()
+    assert stand.said("round 2 is at the cache") and not stand.dropped
+    stand.held = []
+    assert value(await stand.ask(), "--prev-images-dir") == "../2"
+
+
+async def test_and_as_a_value_that_says_nothing(stand: Stand) -> None:
+    await _assert_turned_away(
+        stand, [*await stand.ask(), "-o", "--leave-running"], "dumps without --action-script", "dump"
+    )
+
+
 async def test_a_dump_that_nobody_announced_gets_no_answer(stand: Stand) -> None:
     """Its command line says nothing, as by RPC; but at the end it holds the process."""
     await stand.pre_dump()
