@@ -4,13 +4,13 @@ objects, archives -> one module -> `unify` -> for each ISA: pad frames, generate
 equal) -> sections of both -> linker script -> two executables -> checks
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from toolchain.assembly import mark_sites
 from toolchain.check import check_pair
+from toolchain.code import generate_code
 from toolchain.finish import finish_sites
 from toolchain.frames import add_pads, frame_sizes
 from toolchain.layout import linker_script, sections_of
@@ -20,28 +20,6 @@ from toolchain.tools import ISAS, Isa, ToolError, home, run
 ROOTS = ("_start_c", "__cancel")
 #: Rounds until the frames of both ISAs are of equal size. Lua takes two.
 MAX_ROUNDS = 8
-#: Code generation without what would keep state in registers or hidden slots across a call, or merge what the pass has
-#: split. On AArch64 its own IR passes would do that, too.
-LLC_FLAGS = (
-    "-O2",
-    "-relocation-model=static",
-    "-code-model=small",
-    "-stack-symbol-ordering=0",
-    "-function-sections",
-    "-enable-global-merge=0",
-    "-disable-cgp",
-    "-disable-lsr",
-    "-disable-constant-hoisting",
-    "-disable-machine-licm",
-    "-disable-machine-cse",
-    "-disable-postra-machine-licm",
-    "-aarch64-enable-atomic-cfg-tidy=0",
-    "-aarch64-enable-loop-data-prefetch=0",
-    "-aarch64-enable-falkor-hwpf-fix=0",
-    "-aarch64-enable-gep-opt=0",
-    "-aarch64-enable-copyelim=0",
-)
-_FRAME = re.compile(r"define .*@(\"[^\"]+\"|[\w.$]+)\(|stackmap\(i64 (\d+), i32 0")
 
 
 def link(inputs: Sequence[Path], archives: Sequence[Path], outputs: dict[Isa, Path]) -> None:
@@ -83,31 +61,18 @@ class _Link:
         run("link", "opt", self._plugin, "-passes=unify,verify", needed, "-o", self._unified)
 
     def _equal_frames(self) -> dict[Isa, Path]:
-        names = self._function_names()
         pads: dict[Isa, dict[int, int]] = {isa: {} for isa in ISAS}
         for _ in range(MAX_ROUNDS):
-            objects = {isa: self._generate(isa, {names[one]: size for one, size in pads[isa].items()}) for isa in ISAS}
+            objects = {isa: self._generate(isa, pads[isa]) for isa in ISAS}
             if not add_pads({isa: frame_sizes(isa, obj) for isa, obj in objects.items()}, pads):
                 return objects
         raise ToolError(f"frames: not of equal size after {MAX_ROUNDS} rounds")
 
-    def _function_names(self) -> dict[int, str]:
-        """The functions that have a frame, by the number in their stack map."""
-        names, name = {}, ""
-        for found in _FRAME.finditer(run("link", "llvm-dis", self._unified, "-o", "-")):
-            if found[2]:
-                names[int(found[2])] = name
-            else:
-                name = found[1].strip('"')
-        return names
-
-    def _generate(self, isa: Isa, pads: dict[str, int]) -> Path:
+    def _generate(self, isa: Isa, pads: dict[int, int]) -> Path:
         listed = self._place / f"{isa.name}.pads"
-        listed.write_text("".join(f"{name} {size}\n" for name, size in pads.items()))
-        padded, assembly, obj = (self._place / f"{isa.name}{suffix}" for suffix in (".bc", ".s", ".o"))
-        pad = [self._plugin, "-passes=pad-frames", f"-frame-pads={listed}"]
-        run("frames", "opt", *pad, self._unified, "-o", padded)
-        run("code", "llc", *LLC_FLAGS, f"-mtriple={isa.triple}", padded, "-o", assembly)
+        listed.write_text("".join(f"{number} {size}\n" for number, size in pads.items()))
+        assembly, obj = (self._place / f"{isa.name}{suffix}" for suffix in (".s", ".o"))
+        generate_code(isa, self._unified, assembly, listed)
         marked = mark_sites(isa, assembly.read_text("latin-1"))  # strings stand there as bytes
         assembly.write_text(marked.text, "latin-1")
         run("code", "clang", f"--target={isa.triple}", "-c", assembly, "-o", obj)

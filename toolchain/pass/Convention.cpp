@@ -12,6 +12,11 @@ namespace unify {
 
 static bool isOurs(const Function &F) { return !F.isIntrinsic() && !isLeafName(F.getName()); }
 
+// What would make a parameter special on one ISA. With `returned`, AArch64 takes it that callee-saved registers survive,
+// whatever the convention; with `sret`, x86-64 returns the pointer, and keeps it across calls for that.
+static constexpr Attribute::AttrKind Special[] = {Attribute::Returned, Attribute::StructRet, Attribute::InReg,
+                                                  Attribute::Nest};
+
 static void setAttributes(Function &F) {
   F.setCallingConv(CallingConv::PreserveNone);
   F.addFnAttr("frame-pointer", "all");
@@ -20,9 +25,9 @@ static void setAttributes(Function &F) {
   F.addFnAttr(Attribute::NoBuiltin);
   F.removeFnAttr(Attribute::UWTable);
   F.removeFnAttr(Attribute::AllocSize);
-  // With `returned`, AArch64 takes it that callee-saved registers survive, whatever the convention.
   for (Argument &A : F.args())
-    A.removeAttr(Attribute::Returned);
+    for (Attribute::AttrKind Kind : Special)
+      A.removeAttr(Kind);
 }
 
 static void setAttributes(CallInst &Call) {
@@ -30,7 +35,8 @@ static void setAttributes(CallInst &Call) {
   Call.setTailCallKind(CallInst::TCK_NoTail);
   Call.addFnAttr(Attribute::NoBuiltin);
   for (unsigned Index = 0; Index < Call.arg_size(); ++Index)
-    Call.removeParamAttr(Index, Attribute::Returned);
+    for (Attribute::AttrKind Kind : Special)
+      Call.removeParamAttr(Index, Kind);
 }
 
 static void forgetTarget(Function &F) {

@@ -326,20 +326,4 @@ void unifyFrame(Function &F, unsigned Number, const BlockFrequencyInfo &Frequenc
   FrameBuilder(F, Number, Frequencies).run();
 }
 
-void padFrame(Function &F, uint64_t Bytes) {
-  for (Instruction &I : F.getEntryBlock()) {
-    auto *Frame = dyn_cast<AllocaInst>(&I);
-    if (!Frame || Frame->getName() != FrameName)
-      continue;
-    auto *Old = cast<ArrayType>(Frame->getAllocatedType());
-    Frame->setAllocatedType(ArrayType::get(Old->getElementType(), Old->getNumElements() + Bytes));
-    for (User *U : Frame->users())
-      if (auto *Gep = dyn_cast<GetElementPtrInst>(U)) {
-        auto *Offset = cast<ConstantInt>(Gep->getOperand(1));
-        Gep->setOperand(1, ConstantInt::get(Offset->getType(), Offset->getZExtValue() + Bytes));
-      }
-    return;
-  }
-}
-
 }  // namespace unify

@@ -2,15 +2,11 @@
 #pragma once
 #include "llvm/Analysis/BlockFrequencyInfo.h"
 #include "llvm/IR/Function.h"
-#include "llvm/IR/Module.h"
 
 namespace unify {
 
 // Give `F` such a frame, with a home for each value that is live across a stop. Its stops must have been marked, so
 // that each ends its block.
 void unifyFrame(llvm::Function &F, unsigned Number, const llvm::BlockFrequencyInfo &Frequencies);
-
-// Make the frame object of `F` longer by so many bytes, away from the frame pointer.
-void padFrame(llvm::Function &F, uint64_t Bytes);
 
 }  // namespace unify

@@ -1,5 +1,4 @@
-// Entry of the plugin: `unify` makes one program of a module for all ISAs; `pad-frames` makes frames longer where the
-// code of one ISA needs more room than that of another (--frame-pads: a file of lines "FUNCTION BYTES").
+// Entry of the plugin: `unify` makes one program of a module for all ISAs.
 #include "Calls.h"
 #include "Convention.h"
 #include "Frame.h"
@@ -11,13 +10,8 @@
 #include "llvm/IR/Verifier.h"
 #include "llvm/Passes/PassBuilder.h"
 #include "llvm/Passes/PassPlugin.h"
-#include "llvm/Support/CommandLine.h"
-#include "llvm/Support/LineIterator.h"
-#include "llvm/Support/MemoryBuffer.h"
 
 using namespace llvm;
-
-static cl::opt<std::string> FramePads("frame-pads", cl::desc("Bytes by which frames are padded"));
 
 namespace {
 
@@ -46,32 +40,15 @@ struct UnifyPass : PassInfoMixin<UnifyPass> {
   }
 };
 
-struct PadFramesPass : PassInfoMixin<PadFramesPass> {
-  PreservedAnalyses run(Module &M, ModuleAnalysisManager &) {
-    auto File = MemoryBuffer::getFile(FramePads);
-    if (!File)
-      report_fatal_error(Twine(FramePads) + ": " + File.getError().message(), false);
-    for (line_iterator Line(**File); !Line.is_at_end(); ++Line) {
-      auto [Name, Bytes] = Line->split(' ');
-      if (Function *F = M.getFunction(Name))
-        unify::padFrame(*F, std::stoull(Bytes.str()));
-    }
-    return PreservedAnalyses::none();
-  }
-};
-
 }  // namespace
 
 extern "C" LLVM_ATTRIBUTE_WEAK PassPluginLibraryInfo llvmGetPassPluginInfo() {
   return {LLVM_PLUGIN_API_VERSION, "unifying-pass", "1", [](PassBuilder &Builder) {
             Builder.registerPipelineParsingCallback(
                 [](StringRef Name, ModulePassManager &Manager, ArrayRef<PassBuilder::PipelineElement>) {
-                  if (Name == "unify")
-                    Manager.addPass(UnifyPass());
-                  else if (Name == "pad-frames")
-                    Manager.addPass(PadFramesPass());
-                  else
+                  if (Name != "unify")
                     return false;
+                  Manager.addPass(UnifyPass());
                   return true;
                 });
           }};

@@ -1,0 +1,36 @@
+#include "Pads.h"
+
+#include "llvm/IR/Instructions.h"
+#include "llvm/IR/IntrinsicInst.h"
+
+using namespace llvm;
+
+namespace unify {
+
+static void padFrame(AllocaInst &Frame, uint64_t Bytes) {
+  auto *Old = cast<ArrayType>(Frame.getAllocatedType());
+  Frame.setAllocatedType(ArrayType::get(Old->getElementType(), Old->getNumElements() + Bytes));
+  for (User *U : Frame.users())
+    if (auto *Gep = dyn_cast<GetElementPtrInst>(U)) {
+      auto *Offset = cast<ConstantInt>(Gep->getOperand(1));
+      Gep->setOperand(1, ConstantInt::get(Offset->getType(), Offset->getZExtValue() + Bytes));
+    }
+}
+
+// The stack map in the entry block has the frame's number and the frame.
+void padFrames(Module &M, const std::map<uint64_t, uint64_t> &Bytes) {
+  for (Function &F : M) {
+    if (F.isDeclaration())
+      continue;
+    for (Instruction &I : F.getEntryBlock()) {
+      auto *Map = dyn_cast<IntrinsicInst>(&I);
+      if (!Map || Map->getIntrinsicID() != Intrinsic::experimental_stackmap)
+        continue;
+      auto Found = Bytes.find(cast<ConstantInt>(Map->getArgOperand(0))->getZExtValue());
+      if (Found != Bytes.end())
+        padFrame(*cast<AllocaInst>(Map->getArgOperand(2)), Found->second);
+    }
+  }
+}
+
+}  // namespace unify
