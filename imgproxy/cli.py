@@ -8,6 +8,7 @@ from imgproxy.commands.migrate import migrate_command
 from imgproxy.commands.recover import recover_command
 from imgproxy.commands.rounds import rounds
 from imgproxy.commands.send import send
+from imgproxy.commands.trap import spawn_command, trap_command
 
 app = typer.Typer(
     help="Takes the images of `criu dump --stream` (or --remote) and brings them to imgcache on another node.",
@@ -20,5 +21,7 @@ app.command("migrate", context_settings={"allow_extra_args": True, "ignore_unkno
 app.command()(rounds)
 app.command()(send)
 app.command("recover")(recover_command)
+app.command("spawn", context_settings={"allow_extra_args": True})(spawn_command)
+app.command("trap")(trap_command)
 app.command()(certs)
 app.command()(hook)

@@ -14,6 +14,7 @@ from imgproxy.dialer import CannotConnect
 from imgproxy.handover import Decision, RestoreFailed, WaitFor
 from imgproxy.session import SourceSession
 from imgproxy.source import LinkLost, SessionAborted
+from imgproxy.trap import NotStopped
 from transform.errors import TransformError
 
 #: Exit codes beside 0 (done), 1 (failed: the process runs on here) and 2 (asked wrongly).
@@ -44,7 +45,7 @@ def run(verbose: int, main: Callable[[], Awaitable[int]]) -> int:
     def program() -> int:
         try:
             return trio.run(guarded)
-        except (CannotConnect, LinkLost, SessionAborted, RestoreFailed, TransformError) as error:
+        except (CannotConnect, LinkLost, SessionAborted, RestoreFailed, TransformError, NotStopped) as error:
             if verbose:
                 _log.exception("failed")
             raise OSError(str(error)) from error

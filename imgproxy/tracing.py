@@ -1,0 +1,339 @@
+"""Brings the threads of a process to equivalence points, and holds them there.
+
+    seize        every thread is traced and stopped where it is; new ones are, from their start
+    drive        those that are at no point run on, until each has come to a breakpoint at one
+    hold         the process is stopped, as by SIGSTOP, and traced no more; or
+    release      it runs on as if nothing had been
+
+A thread comes to a point by itself, whatever the others do: waiting for a lock is a system call, or a loop with polls.
+So those that are at one stand still while the others run. Breakpoints, because single steps would be 100 to 1,000 for a
+thread, each with two changes of the process that runs: 10 us, but 1 ms where others want the processor, and a memcpy of
+a GiB has millions. Signals are delivered as they come.
+
+Why SIGSTOP is taken by a thread that is still traced: pending signals are delivered by number, and SIGUSR1 would have
+its handler entered first. A stop that is in effect comes before all signals: so threads that are let go of stand still
+where they are.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+from imgnode.ptrace import (
+    EVENT_CLONE,
+    EVENT_EXEC,
+    EVENT_FORK,
+    EVENT_STOP,
+    EVENT_VFORK,
+    FOLLOW,
+    NATIVE,
+    Gone,
+    Stop,
+    Tracee,
+    wait,
+)
+from imgproxy.breakpoints import BEHIND, Breakpoints
+from imgproxy.stop_points import Point, Points
+
+#: Milliseconds between two looks at what nobody tells us: threads that were let go of stop within microseconds.
+_LOOK = 1
+#: Seconds for that, on a machine with much else to do.
+_SETTLED = 10.0
+_SIGTRAP_BIT = 1 << (signal.SIGTRAP - 1)
+
+
+class Unstoppable(Exception):
+    """It cannot be brought to points; the text is for a person."""
+
+
+class Thread:
+    """One thread that we trace. `signal`: what it gets when it runs next."""
+
+    def __init__(self, tracee: Tracee) -> None:
+        self.tracee = tracee
+        self.tid = tracee.tid
+        self.signal = 0
+        self.running = True
+        self.stepping = False
+        self.point: Point | None = None
+
+    def go(self, *, step: bool = False) -> None:
+        """Run on, or execute one instruction."""
+        number, self.signal = self.signal, 0
+        self.running, self.stepping, self.point = True, step, None
+        (self.tracee.step if step else self.tracee.resume)(number)
+
+
+class Tracing:
+    """All threads of a process, traced by this thread of ours. `pause` waits until something may have happened to one,
+    and raises what ends the attempt: a deadline, a monitor that is gone."""
+
+    def __init__(self, pid: int, points: Points, pause: Callable[[], None]) -> None:
+        self.pid, self.points, self._pause = pid, points, pause
+        self.threads: dict[int, Thread] = {}
+        self.hits = 0  #: of breakpoints
+        self._pidfd = os.pidfd_open(pid)
+        self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
+        self._stood = self._state(pid) == "T"  #: somebody had stopped it before
+        self._breakpoints = Breakpoints(self._memory, points.addresses)
+
+    def close(self) -> None:
+        """Close what is open; threads that are still traced are let go of when this process ends."""
+        os.close(self._memory)
+        os.close(self._pidfd)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes of its memory, fewer than asked for at the end of what is mapped."""
+        for wanted in (size, min(size, -address % 4096)):
+            with suppress(OSError, OverflowError):
+                return os.pread(self._memory, wanted, address)
+        return b""
+
+    def write(self, address: int, data: bytes) -> None:
+        """Change its memory. OSError where nothing is mapped."""
+        os.pwrite(self._memory, data, address)
+
+    def seize(self) -> None:
+        """Trace and stop all threads. PermissionError; Gone."""
+        while new := self._new():
+            for tid in new:
+                with suppress(Gone):
+                    self.adopt(Tracee.seize(tid, FOLLOW))
+            self.stop_all()
+        self._check()
+
+    def _new(self) -> list[int]:
+        with suppress(FileNotFoundError):
+            return [int(name) for name in os.listdir(f"/proc/{self.pid}/task") if int(name) not in self.threads]
+        return []
+
+    def adopt(self, tracee: Tracee) -> Thread:
+        """Count one that is traced as ours."""
+        thread = self.threads[tracee.tid] = Thread(tracee)
+        return thread
+
+    def _check(self) -> None:
+        if not self.threads:
+            raise Gone("the process has ended")
+
+    def stop_all(self) -> None:
+        """All threads stand where they are."""
+        running = [thread for thread in self.threads.values() if thread.running]
+        for thread in running:
+            with suppress(Gone):
+                thread.tracee.interrupt()
+        for thread in running:
+            with suppress(Gone):
+                while thread.running:
+                    self._expect(thread.tid)
+                    self._take_pending_trap(thread)
+
+    def _take_pending_trap(self, thread: Thread) -> None:
+        """A thread that has just hit a breakpoint may be stopped before it is told that: let it be told."""
+        if not thread.running and _pending(self.pid, thread.tid) & _SIGTRAP_BIT:
+            thread.go()
+
+    def run_to(self, start: int) -> None:
+        """From a stop of all, until a thread is about to execute the instruction at an address; then all are stopped.
+        Unstoppable: none does."""
+        points, self._breakpoints = self._breakpoints, Breakpoints(self._memory, (start,))
+        with self._planted():
+            while not self.hits:
+                for thread in self._standing():
+                    thread.go()
+                try:
+                    self._expect(-1)
+                except Gone as error:
+                    raise Unstoppable(f"it ended before that ({error})") from error
+            self.stop_all()
+        self._breakpoints = points
+
+    def _standing(self) -> list[Thread]:
+        return [thread for thread in self.threads.values() if not thread.running]
+
+    @contextmanager
+    def _planted(self) -> Iterator[None]:
+        try:
+            self._breakpoints.plant()
+            yield
+        finally:
+            self._breakpoints.lift()
+
+    def drive(self) -> None:
+        """From a stop of all, every thread to a point. Unstoppable; what `pause` raises; Gone."""
+        self._look(self.threads.values())
+        if all(thread.point for thread in self.threads.values()):
+            return self._check()
+        with self._planted():
+            while not all(thread.point for thread in self.threads.values()):
+                for thread in self._standing():
+                    if thread.point is None:
+                        self.go_on(thread)
+                self._expect(-1)
+                self._check()
+                self._look(self._standing())
+        return None
+
+    def _look(self, threads: Iterable[Thread]) -> None:
+        for thread in threads:
+            if not thread.point and not thread.signal:
+                place = self.points.place(thread.tracee.registers(), self.read)
+                thread.point = place if isinstance(place, Point) else None
+
+    def go_on(self, thread: Thread) -> None:
+        """A thread that stands, maybe at a breakpoint, runs on: from a poll, at its target."""
+        registers = thread.tracee.registers()
+        pc = registers[NATIVE.pc]
+        if pc in self.points.polls:
+            registers[NATIVE.pc] = self.points.polls[pc]
+            thread.tracee.set_registers(registers)
+        elif pc in self._breakpoints.addresses:
+            self._breakpoints.lift_one(pc)
+            thread.go(step=True)
+            while thread.running:
+                self._expect(thread.tid)
+            self._breakpoints.plant_one(pc)
+        thread.go()
+
+    def _expect(self, tid: int) -> None:
+        """Wait until a thread (-1: any) has stopped, and take note of why. Gone if all threads have ended."""
+        while (found := wait(tid, block=False)) is None:
+            self._pause()
+        self._take(self.threads.get(found[0]) or self.adopt(Tracee(found[0])), found[1])
+
+    def _take(self, thread: Thread, stop: Stop) -> None:
+        if stop.ended:
+            del self.threads[thread.tid]
+            if not self.threads or thread.tid == self.pid:
+                raise Gone(_end(stop))
+            return
+        stepping, thread.running, thread.stepping = thread.stepping, False, False
+        if stop.event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
+            self._meet(thread.tracee.message(), shares=stop.event != EVENT_FORK)
+        elif stop.event == EVENT_EXEC:
+            self._breakpoints.planted = False
+            raise Unstoppable("it executes another program")
+        elif not stop.event and not (stop.signal == signal.SIGTRAP and self._is_ours(thread, stepping)):
+            thread.signal = stop.signal
+
+    def _is_ours(self, thread: Thread, stepping: bool) -> bool:
+        """Whether a SIGTRAP is of our step, or of a breakpoint, at which it then is: not behind it."""
+        if not thread.tracee.by_kernel():
+            return False
+        registers = thread.tracee.registers()
+        at = registers[NATIVE.pc] - BEHIND
+        if stepping or at not in self._breakpoints.addresses:
+            return stepping
+        self.hits += 1
+        registers[NATIVE.pc] = at
+        thread.tracee.set_registers(registers)
+        return True
+
+    def _meet(self, tid: int, *, shares: bool) -> None:
+        """A thread is new; or a process, which is none of ours, and gets back what breakpoints have taken from it."""
+        thread = self.threads.get(tid) or self.adopt(Tracee(tid))
+        with suppress(Gone):
+            while thread.running:
+                self._expect(tid)
+            if os.path.exists(f"/proc/{self.pid}/task/{tid}"):
+                return
+            if shares:
+                raise Unstoppable(f"it has made a process, {tid}, that may share its memory")
+            memory = os.open(f"/proc/{tid}/mem", os.O_RDWR)
+            self._breakpoints.heal(memory)
+            os.close(memory)
+            del self.threads[tid]
+            thread.tracee.detach()
+
+    @contextmanager
+    def stopping(self) -> Iterator[None]:
+        """What is done within stops the process. If that fails, it continues, unless it was stopped before."""
+        done = False
+        try:
+            yield
+            done = True
+        finally:
+            if not done and not self._stood:
+                self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, number)
+
+    def hold(self) -> None:
+        """All are at points: stop the process, trace it no more, and see that it stands. Unstoppable if somebody has
+        it continue."""
+        self._send(signal.SIGSTOP)
+        first = next(iter(self.threads.values()))
+        while not self._in_effect(first):
+            pass
+        self.drive()  # a signal that came with it may have led it away
+        tids = list(self.threads)
+        for thread in self.threads.values():
+            thread.tracee.detach()
+        self.threads.clear()
+        self._stand(tids)
+
+    def _in_effect(self, thread: Thread) -> bool:
+        """Let a thread take one more signal: whether it has stopped because the process is."""
+        thread.go()
+        while (found := wait(thread.tid, block=False)) is None:
+            self._pause()
+        self._take(thread, found[1])
+        return found[1].event == EVENT_STOP and found[1].signal != signal.SIGTRAP
+
+    def _stand(self, tids: Sequence[int]) -> None:
+        end = time.monotonic() + _SETTLED
+        while any(self._state(tid) != "T" for tid in tids):
+            if time.monotonic() > end:
+                raise Unstoppable("it was stopped, and somebody had it continue")
+            select.poll().poll(_LOOK)
+
+    def _state(self, tid: int) -> str:
+        try:
+            with open(f"/proc/{self.pid}/task/{tid}/stat", encoding="utf-8", errors="replace") as file:
+                return file.read().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise Gone("the process has ended") from error
+
+    def release(self) -> None:
+        """Let all run on, however long that takes. What cannot be stopped now, in the kernel (state D), has nothing of
+        ours, and is let go of when this process ends."""
+        self._breakpoints.lift()
+        for thread in list(self.threads.values()):
+            with suppress(Gone):
+                if self._stand_still(thread):
+                    thread.tracee.detach(thread.signal)
+        self.threads.clear()
+
+    def _stand_still(self, thread: Thread) -> bool:
+        if thread.running:
+            thread.tracee.interrupt()
+        while thread.running:
+            found = wait(thread.tid, block=False)
+            if found:
+                with suppress(Unstoppable):
+                    self._take(thread, found[1])
+                self._take_pending_trap(thread)
+            elif self._state(thread.tid) == "D":
+                return False
+            else:
+                select.poll().poll(_LOOK)
+        return thread.tid in self.threads
+
+
+def _pending(pid: int, tid: int) -> int:
+    """The signals that wait for one thread, as a mask."""
+    try:
+        with open(f"/proc/{pid}/task/{tid}/status", encoding="utf-8", errors="replace") as file:
+            return next(int(line.split()[1], 16) for line in file if line.startswith("SigPnd:"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def _end(stop: Stop) -> str:
+    code = os.waitstatus_to_exitcode(stop.status)
+    return f"exit code {code}" if code >= 0 else signal.Signals(-code).name
