@@ -15,7 +15,7 @@ import platform
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 from typing import ClassVar
 
 
@@ -43,9 +43,21 @@ WALL = 0x40000000
 _GENERAL, _FLOATING = 1, 2
 
 
+#: si_code of a breakpoint instruction's SIGTRAP: SI_KERNEL on x86-64, TRAP_BRKPT on aarch64. A step has others, and a
+#: step over a system call TRAP_BRKPT on x86-64, none on aarch64.
+_BREAKPOINT = 0x80 if platform.machine() == "x86_64" else 1
+
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.restype = ctypes.c_long
 _LIBC.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
+
+
+class Trap(Enum):
+    """What a SIGTRAP comes from."""
+
+    BREAKPOINT = 1  #: an instruction that is one
+    STEP = 2
+    SENT = 3  #: kill(2)
 
 
 class Gone(Exception):
@@ -167,12 +179,14 @@ class Tracee:
         _ptrace(Request.GETEVENTMSG, self.tid, 0, ctypes.addressof(value))
         return value.value
 
-    def by_kernel(self) -> bool:
-        """Whether the signal that it stopped with came of what the thread itself did, not of kill(2)."""
+    def trap(self) -> Trap:
+        """Where the SIGTRAP comes from that it stopped with."""
         info = ctypes.create_string_buffer(128)
         _ptrace(Request.GETSIGINFO, self.tid, 0, ctypes.addressof(info))
         code, sender = struct.unpack_from("<i4xi", info, 8)
-        return bool(code > 0 or sender == 0)
+        if code == _BREAKPOINT:
+            return Trap.BREAKPOINT
+        return Trap.STEP if code > 0 or sender == 0 else Trap.SENT
 
     def registers(self) -> list[int]:
         """The general set, in the order of `NATIVE.names`."""

@@ -1,7 +1,7 @@
 """Breakpoints in the text of a process that is traced: planted, all at once, and lifted again.
 
-Written by page, through /proc/PID/mem: thousands take 1 ms. Pages that had some are the process's own from then on, with
-the bytes that they had.
+Written by page, through /proc/PID/mem: thousands take 1 ms. Pages that had some are the process's own from then on,
+with the bytes that they had.
 """
 
 import os

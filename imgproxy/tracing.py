@@ -33,6 +33,7 @@ from imgnode.ptrace import (
     Gone,
     Stop,
     Tracee,
+    Trap,
     wait,
 )
 from imgproxy.breakpoints import BEHIND, Breakpoints
@@ -57,7 +58,8 @@ class Thread:
         self.tid = tracee.tid
         self.signal = 0
         self.running = True
-        self.stepping = False
+        self.stepping = False  #: or stopped, and its step's SIGTRAP may still come
+        self.over: int | None = None  #: the breakpoint that is lifted for its step
         self.point: Point | None = None
 
     def go(self, *, step: bool = False) -> None:
@@ -134,7 +136,8 @@ class Tracing:
     def _take_pending_trap(self, thread: Thread) -> None:
         """A thread that has just hit a breakpoint may be stopped before it is told that: let it be told."""
         if not thread.running and _pending(self.pid, thread.tid) & _SIGTRAP_BIT:
-            thread.go()
+            thread.running = True
+            thread.tracee.resume()
 
     def run_to(self, start: int) -> None:
         """From a stop of all, until a thread is about to execute the instruction at an address; then all are stopped.
@@ -192,10 +195,9 @@ class Tracing:
             thread.tracee.set_registers(registers)
         elif pc in self._breakpoints.addresses:
             self._breakpoints.lift_one(pc)
-            thread.go(step=True)
-            while thread.running:
-                self._expect(thread.tid)
-            self._breakpoints.plant_one(pc)
+            thread.over = pc
+            thread.go(step=True)  # which may take long: a system call
+            return
         thread.go()
 
     def _expect(self, tid: int) -> None:
@@ -210,25 +212,29 @@ class Tracing:
             if not self.threads or thread.tid == self.pid:
                 raise Gone(_end(stop))
             return
-        stepping, thread.running, thread.stepping = thread.stepping, False, False
+        thread.running = False
+        if thread.over is not None and self._breakpoints.planted:
+            self._breakpoints.plant_one(thread.over)
+        thread.over = None
         if stop.event in (EVENT_FORK, EVENT_VFORK, EVENT_CLONE):
             self._meet(thread.tracee.message(), shares=stop.event != EVENT_FORK)
         elif stop.event == EVENT_EXEC:
             self._breakpoints.planted = False
             raise Unstoppable("it executes another program")
-        elif not stop.event and not (stop.signal == signal.SIGTRAP and self._is_ours(thread, stepping)):
+        elif not stop.event and not (stop.signal == signal.SIGTRAP and self._is_ours(thread)):
             thread.signal = stop.signal
 
-    def _is_ours(self, thread: Thread, stepping: bool) -> bool:
+    def _is_ours(self, thread: Thread) -> bool:
         """Whether a SIGTRAP is of our step, or of a breakpoint, at which it then is: not behind it."""
-        if not thread.tracee.by_kernel():
-            return False
+        trap = thread.tracee.trap()
+        stepping, thread.stepping = thread.stepping, False
+        if trap is not Trap.BREAKPOINT:
+            return stepping and trap is Trap.STEP
         registers = thread.tracee.registers()
-        at = registers[NATIVE.pc] - BEHIND
-        if stepping or at not in self._breakpoints.addresses:
-            return stepping
+        registers[NATIVE.pc] -= BEHIND
+        if registers[NATIVE.pc] not in self._breakpoints.addresses:
+            return False
         self.hits += 1
-        registers[NATIVE.pc] = at
         thread.tracee.set_registers(registers)
         return True
 

@@ -20,7 +20,7 @@ from tests.nodes import BIN
 pytestmark = pytest.mark.t1
 
 COMMANDS = {
-    "imgproxy": ["migrate", "rounds", "send", "recover", "certs"],
+    "imgproxy": ["migrate", "rounds", "send", "recover", "spawn", "trap", "certs"],
     "imgcache": ["status", "extract", "drop"],
     "imgtransform": [],
     "criu-image-streamer": [],

@@ -24,7 +24,7 @@ from imgwire.errors import UsageError
 pytestmark = pytest.mark.t2
 
 PROGRAMS = Path(__file__).parent / "programs"
-TRAPS = int(os.environ.get("IMGPROXY_TRAPS", "12"))
+TRAPS = int(os.environ.get("IMGPROXY_TRAPS", "8"))
 SEED = int(os.environ.get("IMGPROXY_SEED", "1"))
 ROUNDS = "400"  #: of busy.c: it runs for about a second
 DEADLINE = 60.0  # seconds for what takes milliseconds, on a machine with much else to do
@@ -42,7 +42,7 @@ def build(hetcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
     def make(name: str) -> Path:
         if not (place / name).exists():
-            words = [hetcc, "-O2", PROGRAMS / f"{name}.c", "-o", place / name]
+            words: list[str | Path] = [hetcc, "-O2", PROGRAMS / f"{name}.c", "-o", place / name]
             subprocess.run(words, check=True, timeout=DEADLINE)
         return place / name
 

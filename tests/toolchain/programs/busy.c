@@ -9,7 +9,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static long counter, rounds;
-static volatile long size = 20; // volatile: for the compiler to know nothing
+static volatile long size = 24; // volatile: for the compiler to know nothing
 static int ends[2];
 
 static long fib(long n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
