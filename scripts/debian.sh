@@ -1,4 +1,4 @@
-# Sourced by scripts/setup and scripts/testbed: where everything lands, and how Debian packages get there. Packages come
+# Sourced by scripts/setup, scripts/testbed and others: where everything lands, and how Debian packages get there. Packages come
 # through the machine's own settings, mirror and proxy; what is unpacked is for this project only, nothing of it is installed.
 # Sets root (of this clone) and cache ($IMGPROXY_CACHE or .cache), and takes the cache's lock: one set-up at a time in one
 # cache. The lock is descriptor 9; children that may outlive the script must not inherit it (9>&-).
@@ -64,4 +64,19 @@ loader_in() { # tree
     local loaders=("$1"/usr/lib/*/ld-linux-*.so.*)
     [[ ${#loaders[@]} == 1 && -e ${loaders[0]} ]] || die "not exactly one dynamic loader in $1/usr/lib/*"
     echo "${loaders[0]}"
+}
+
+# A source package, signed and checked, in a folder; fetched once. --tar-only: only what Debian got from its authors.
+fetch_source() { # folder suite package [--tar-only]
+    local folder=$1 suite=$2 package=$3 apt=$1/apt mirror options
+    ! compgen -G "$folder/${package}_*.orig.tar.*" >/dev/null || return 0
+    say "source of $package from Debian $suite"
+    mkdir -p "$apt"/{lists,archives}/partial
+    mirror=$(debian_mirror)
+    echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" >"$apt/sources.list"
+    options=(-qq -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null
+        -o "Dir::State::lists=$apt/lists" -o "Dir::Cache=$apt" -o Dir::State::status=/dev/null -o APT::Sandbox::User=root)
+    apt-get "${options[@]}" update 9>&- &&
+        (cd "$folder" && apt-get "${options[@]}" source --download-only --only-source "${@:4}" "$package" 9>&-) ||
+        { rm -f "$folder/${package}"_*; die "Debian's source of $package cannot be fetched"; }
 }
