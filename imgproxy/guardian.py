@@ -25,8 +25,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from imgnode.ptrace import EVENT_EXEC, FOLLOW, Gone, Tracee, wait
+from imgnode.ptrace import Gone
 from imgproxy.stop_points import Points
+from imgproxy.traced_start import NotStarted, start
 from imgproxy.tracing import Tracing, Unstoppable
 
 #: What wakes us: a thread has stopped, the command has said something or is gone.
@@ -90,7 +91,7 @@ class Guardian:
                 self._trap(Tracing(self._order["pid"], self._points, self._pause))
         except (FileNotFoundError, ProcessLookupError):
             self._fail("the process has ended")
-        except (Unstoppable, Gone, OSError) as error:
+        except (Unstoppable, NotStarted, Gone, OSError) as error:
             self._fail(str(error))
         except CommandGone:
             return
@@ -133,7 +134,7 @@ class Guardian:
             self._command.line()
 
     def _spawn(self) -> None:
-        tracee = self._start(self._order["words"])
+        tracee = start(self._order["program"], self._order["words"], self._pause, _UNHEEDED)
         tracing = Tracing(tracee.tid, self._points, self._pause)
         try:
             tracing.adopt(tracee).running = False
@@ -143,43 +144,6 @@ class Guardian:
         finally:
             tracing.release()
             tracing.close()
-
-    def _start(self, words: list[str]) -> Tracee:
-        """The program as a process that is traced, and stopped before its first instruction."""
-        pid, gate = self._child(words)
-        try:
-            tracee = Tracee.seize(pid, FOLLOW)
-        except BaseException:
-            os.kill(pid, signal.SIGKILL)
-            raise
-        os.close(gate)
-        while (found := wait(pid, block=False)) is None or found[1].event != EVENT_EXEC:
-            if found is None:
-                self._pause()
-            elif found[1].ended:
-                raise Unstoppable("it could not be started")
-            else:
-                tracee.resume(0 if found[1].event else found[1].signal)
-        return tracee
-
-    def _child(self, words: list[str]) -> tuple[int, int]:
-        """A process that waits until the other end is closed to become the program: its pid, and that end."""
-        inner, outer = os.pipe()
-        pid = os.fork()
-        if pid:
-            os.close(inner)
-            return pid, outer
-        os.close(outer)
-        os.setsid()
-        for number in _UNHEEDED:
-            signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        os.read(inner, 1)
-        try:
-            os.execv(self._order["program"], words)
-        except OSError as error:
-            print(f"imgproxy: {self._order['program']}: {error.strerror}", file=sys.stderr, flush=True)
-            os._exit(127)
 
 
 def main() -> None:

@@ -77,6 +77,7 @@ class Tracing:
         self.pid, self.points, self._pause = pid, points, pause
         self.threads: dict[int, Thread] = {}
         self.hits = 0  #: of breakpoints
+        self.end: Stop | None = None  #: of the process
         self._pidfd = os.pidfd_open(pid)
         self._memory = os.open(f"/proc/{pid}/mem", os.O_RDWR)
         self._stood = self._state(pid) == "T"  #: somebody had stopped it before
@@ -122,20 +123,20 @@ class Tracing:
             raise Gone("the process has ended")
 
     def stop_all(self) -> None:
-        """All threads stand where they are."""
-        running = [thread for thread in self.threads.values() if thread.running]
-        for thread in running:
-            with suppress(Gone):
-                thread.tracee.interrupt()
-        for thread in running:
-            with suppress(Gone):
-                while thread.running:
-                    self._expect(thread.tid)
-                    self._take_pending_trap(thread)
+        """All threads stand where they are. Gone if the process ends before."""
+        self._interrupt()
+        while any(thread.running for thread in self.threads.values()):
+            self._take_pending_trap(self.expect())
+
+    def _interrupt(self) -> None:
+        for thread in list(self.threads.values()):
+            if thread.running:
+                with suppress(Gone):
+                    thread.tracee.interrupt()
 
     def _take_pending_trap(self, thread: Thread) -> None:
         """A thread that has just hit a breakpoint may be stopped before it is told that: let it be told."""
-        if not thread.running and _pending(self.pid, thread.tid) & _SIGTRAP_BIT:
+        if thread.tid in self.threads and not thread.running and _pending(self.pid, thread.tid) & _SIGTRAP_BIT:
             thread.running = True
             thread.tracee.resume()
 
@@ -143,22 +144,24 @@ class Tracing:
         """From a stop of all, until a thread is about to execute the instruction at an address; then all are stopped.
         Unstoppable: none does."""
         points, self._breakpoints = self._breakpoints, Breakpoints(self._memory, (start,))
-        with self._planted():
+        with self.planted():
             while not self.hits:
-                for thread in self._standing():
+                for thread in self.standing():
                     thread.go()
                 try:
-                    self._expect(-1)
+                    self.expect()
                 except Gone as error:
                     raise Unstoppable(f"it ended before that ({error})") from error
             self.stop_all()
         self._breakpoints = points
 
-    def _standing(self) -> list[Thread]:
+    def standing(self) -> list[Thread]:
+        """The threads that do not run."""
         return [thread for thread in self.threads.values() if not thread.running]
 
     @contextmanager
-    def _planted(self) -> Iterator[None]:
+    def planted(self) -> Iterator[None]:
+        """There are breakpoints at all points."""
         try:
             self._breakpoints.plant()
             yield
@@ -167,20 +170,21 @@ class Tracing:
 
     def drive(self) -> None:
         """From a stop of all, every thread to a point. Unstoppable; what `pause` raises; Gone."""
-        self._look(self.threads.values())
+        self.look(self.threads.values())
         if all(thread.point for thread in self.threads.values()):
             return self._check()
-        with self._planted():
+        with self.planted():
             while not all(thread.point for thread in self.threads.values()):
-                for thread in self._standing():
+                for thread in self.standing():
                     if thread.point is None:
                         self.go_on(thread)
-                self._expect(-1)
+                self.expect()
                 self._check()
-                self._look(self._standing())
+                self.look(self.standing())
         return None
 
-    def _look(self, threads: Iterable[Thread]) -> None:
+    def look(self, threads: Iterable[Thread]) -> None:
+        """See which of them are at points."""
         for thread in threads:
             if not thread.point and not thread.signal:
                 place = self.points.place(thread.tracee.registers(), self.read)
@@ -200,16 +204,29 @@ class Tracing:
             return
         thread.go()
 
-    def _expect(self, tid: int) -> None:
-        """Wait until a thread (-1: any) has stopped, and take note of why. Gone if all threads have ended."""
-        while (found := wait(tid, block=False)) is None:
+    def expect(self, tid: int = -1) -> Thread:
+        """Wait until a thread (-1: any) has stopped or ended, and take note of why. Gone if the process has ended.
+
+        An end of the first thread is told only when all others' has been taken note of: so wait for any.
+        """
+        while (thread := self.take_any(tid)) is None:
             self._pause()
-        self._take(self.threads.get(found[0]) or self.adopt(Tracee(found[0])), found[1])
+        return thread
+
+    def take_any(self, tid: int = -1) -> Thread | None:
+        """The same, or None if nothing has happened yet."""
+        found = wait(tid, block=False)
+        if found is None:
+            return None
+        thread = self.threads.get(found[0]) or self.adopt(Tracee(found[0]))
+        self._take(thread, found[1])
+        return thread
 
     def _take(self, thread: Thread, stop: Stop) -> None:
         if stop.ended:
             del self.threads[thread.tid]
             if not self.threads or thread.tid == self.pid:
+                self.end = stop
                 raise Gone(_end(stop))
             return
         thread.running = False
@@ -243,7 +260,7 @@ class Tracing:
         thread = self.threads.get(tid) or self.adopt(Tracee(tid))
         with suppress(Gone):
             while thread.running:
-                self._expect(tid)
+                self.expect(tid)
             if os.path.exists(f"/proc/{self.pid}/task/{tid}"):
                 return
             if shares:
@@ -306,29 +323,22 @@ class Tracing:
             raise Gone("the process has ended") from error
 
     def release(self) -> None:
-        """Let all run on, however long that takes. What cannot be stopped now, in the kernel (state D), has nothing of
-        ours, and is let go of when this process ends."""
+        """Let all run on, however long that takes. What cannot be stopped, in the kernel (state D) or dead, has nothing
+        of ours, and is let go of when this process ends."""
         self._breakpoints.lift()
-        for thread in list(self.threads.values()):
-            with suppress(Gone):
-                if self._stand_still(thread):
-                    thread.tracee.detach(thread.signal)
-        self.threads.clear()
-
-    def _stand_still(self, thread: Thread) -> bool:
-        if thread.running:
-            thread.tracee.interrupt()
-        while thread.running:
-            found = wait(thread.tid, block=False)
-            if found:
+        self._interrupt()
+        with suppress(Gone):
+            while any(thread.running and self._state(thread.tid) not in "DZX" for thread in self.threads.values()):
                 with suppress(Unstoppable):
-                    self._take(thread, found[1])
-                self._take_pending_trap(thread)
-            elif self._state(thread.tid) == "D":
-                return False
-            else:
-                select.poll().poll(_LOOK)
-        return thread.tid in self.threads
+                    thread = self.take_any()
+                    if thread:
+                        self._take_pending_trap(thread)
+                    else:
+                        select.poll().poll(_LOOK)
+        for thread in self.standing():
+            with suppress(Gone):
+                thread.tracee.detach(thread.signal)
+        self.threads.clear()
 
 
 def _pending(pid: int, tid: int) -> int:

@@ -1,7 +1,9 @@
 """Running what hetcc makes, on both ISAs: x86-64 natively, aarch64 by qemu's emulation of a process."""
 
 import os
+import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +11,9 @@ from tests.conftest import ROOT
 
 #: Everything (all programs, larger classes) instead of what is quick.
 ALL = os.environ.get("IMGPROXY_PROGRAMS") == "all"
+#: Stops under stress, and what they are drawn from.
+STOPS = int(os.environ.get("IMGPROXY_STOPS", "500"))
+SEED = int(os.environ.get("IMGPROXY_SEED", "1"))
 PROGRAMS = Path(__file__).parent / "programs"
 #: Seconds for one program, on a busy machine.
 DEADLINE = 600.0
@@ -56,3 +61,18 @@ def unpack(package: str, place: Path, *options: str) -> Path:
 def make(directory: Path, *words: object) -> bytes:
     """What make says."""
     return output("make", "-C", directory, *words)
+
+
+def under_stress(
+    program: Path, *arguments: object, free: float = 0, directory: Path | None = None
+) -> tuple[bytes, int, int]:
+    """What this machine's of a pair writes under stress, how often it was stopped, and at how many places.
+
+    `free`: seconds between bursts of stops, at most.
+    """
+    how = ["--stops", STOPS, "--free", free, "--seed", SEED]
+    done = run(sys.executable, "-m", "toolchain.stress", *how, program, *arguments, directory=directory)
+    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    said = re.search(rb"(\d+) stops at (\d+) of \d+ points", done.stderr)
+    assert said, done.stderr
+    return done.stdout, int(said[1]), int(said[2])

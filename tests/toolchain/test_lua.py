@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolchain.pairs import PROGRAMS, make, output, output_of_both, unpack
+from tests.toolchain.pairs import PROGRAMS, make, output, output_of_both, under_stress, unpack
 
 pytestmark = pytest.mark.t2
 
@@ -32,3 +32,10 @@ def test_programs_write_the_same(lua: Path, reference: Path, script: str) -> Non
     expected = output(reference, script, directory=PROGRAMS / "lua")
     assert len(expected) > 200
     assert output_of_both(lua, script, directory=PROGRAMS / "lua") == expected
+
+
+def test_under_stress(lua: Path) -> None:
+    program = ["objects.lua"]
+    stressed, stops, places = under_stress(lua, *program, free=0.001, directory=PROGRAMS / "lua")
+    assert stressed == output(lua, *program, directory=PROGRAMS / "lua")
+    assert stops > 100 and places > 30
