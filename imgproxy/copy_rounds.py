@@ -89,7 +89,7 @@ class CopyRounds:
         return size / taken
 
     async def copy(self, convergence: Convergence, view: CacheView, told: Told) -> str:
-        """Copy as long as it pays; why no more. LinkLost or SessionAborted if the cache has given up."""
+        """Copy as long as it pays; why no more. What `run_rounds` raises."""
         return await run_rounds(self._copy, convergence, view, told)
 
     async def _copy(self) -> RoundFigures | str:

@@ -16,6 +16,7 @@ from imgnode.criu import Criu, cause
 from imgnode.criu_options import for_pre_dump
 from imgnode.nursery import flat_nursery
 from imgproxy.convergence import Convergence, RoundFigures
+from imgproxy.handover import RestoreFailed
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.source import CacheView
 
@@ -60,12 +61,13 @@ async def run_rounds(
     one: Callable[[], Awaitable[RoundFigures | str]], convergence: Convergence, view: CacheView, told: Told
 ) -> str:
     """Have rounds until another does not pay, or one fails (a str); why. LinkLost or SessionAborted if the cache has
-    given up."""
+    given up, RestoreFailed if the restore has that waits there: a dump would freeze the process for nothing."""
     reason: str | None = None
     async with flat_nursery() as nursery:
 
         async def given_up() -> None:
-            await view.wait_for(lambda: False)
+            await view.wait_for(lambda: bool(view.restore_failures))
+            raise RestoreFailed(f"criu restore there failed, so the process stays here: {view.restore_failures[-1]}")
 
         nursery.start_soon(given_up)
         while (reason := reason or convergence.reason_to_stop(trio.current_time())) is None:
@@ -86,7 +88,7 @@ class Rounds:
         self._ingest, self._criu, self._pid, self._options = ingest, criu, pid, options
 
     async def pre_dump(self, convergence: Convergence, view: CacheView, told: Told) -> str:
-        """Pre-dump until it does not pay any more; why. LinkLost or SessionAborted if the cache has given up."""
+        """Pre-dump until it does not pay any more; why. What `run_rounds` raises."""
         return await run_rounds(self._pre_dump, convergence, view, told)
 
     async def _pre_dump(self) -> RoundFigures | str:

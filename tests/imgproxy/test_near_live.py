@@ -12,6 +12,7 @@ from imgnode.nursery import flat_nursery
 from imgproxy import near_live
 from imgproxy.compression import Compression
 from imgproxy.convergence import Convergence, RoundFigures
+from imgproxy.handover import RestoreFailed
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.near_live import Rounds
 from imgproxy.sender import ImageSender
@@ -109,8 +110,17 @@ async def test_a_pre_dump_that_fails_is_the_last(tmp_path: Path, make: Make, how
     assert value(dump, "--prev-images-dir") is None, "it refers to nothing"
 
 
-@pytest.mark.parametrize("end", ["aborted", "lost"])
-async def test_a_cache_that_is_gone_ends_it_at_once(tmp_path: Path, make: Make, end: str) -> None:
+@pytest.mark.parametrize(
+    ("end", "error", "message"),
+    [
+        ("aborted", SessionAborted, "no room"),
+        ("lost", LinkLost, "no link"),
+        ("restore-failed", RestoreFailed, "criu restore there failed, so the process stays here: killed"),
+    ],
+)
+async def test_a_destination_that_is_gone_ends_it_at_once(
+    tmp_path: Path, make: Make, end: str, error: type[Exception], message: str
+) -> None:
     one = await make("holds")
 
     async def give_up() -> None:
@@ -118,10 +128,10 @@ async def test_a_cache_that_is_gone_ends_it_at_once(tmp_path: Path, make: Make, 
         if end == "lost":
             one.view.lose("no link")
         else:
-            one.view.on_message(State("aborted", "no room"))
+            one.view.on_message(State(end, message.rpartition(": ")[2]))
 
     began = trio.current_time()
-    with pytest.raises(LinkLost if end == "lost" else SessionAborted, match=r"^no (link|room)$"):
+    with pytest.raises(error, match=f"^{message}$"):
         async with flat_nursery() as nursery:
             nursery.start_soon(give_up)
             await one.pre_dump(3)
