@@ -12,9 +12,9 @@ from typing import Protocol
 from imgcache.arena import Extent
 from imgcache.image import StoredImage
 from imgwire.errors import RemoteProtocolError
-from imgwire.messages import Pages, WantPages
+from imgwire.messages import LACKING, MAX_RUNS, Lacking, Pages, WantPages
 from imgwire.page_ranges import PageRange, PageRanges
-from imgwire.page_server_messages import PAGE_SIZE
+from imgwire.page_server_messages import MAX_ASKED_PAGES, PAGE_SIZE
 from transform.errors import ImageError
 from transform.images.pagemap import extents_at_source, task_of
 
@@ -42,10 +42,10 @@ class Memory(Protocol):
 
 
 class LazyMemory:
-    """The memory that follows in one session. `image` takes its bytes."""
+    """The memory that follows in one session. `image` takes its bytes, which come as those of `number`."""
 
-    def __init__(self, image: StoredImage) -> None:
-        self.image = image
+    def __init__(self, image: StoredImage, number: int = 0) -> None:
+        self.image, self.number = image, number
         self._due = PageRanges()  # neither here nor announced
         self._asked = PageRanges()  # ... but asked for
         self._coming: deque[tuple[PageRange, int]] = deque()  # announced; where they begin in the image
@@ -80,6 +80,26 @@ class LazyMemory:
         self._asked.take(*one)
         self._coming.append((one, self._end))
         self._end += one.end - one.start
+
+    def begin_anew(self) -> None:
+        """Another proxy goes on where one has died: what that had announced and not sent is due again, and as much
+        wanted as what was asked for."""
+        for one, _ in self._coming:
+            self._due.add(*one)
+            self._asked.add(*one)
+        self._coming.clear()
+        self._end = self.image.size
+
+    def lacking(self) -> Iterator[Lacking]:
+        """What is due, as the messages that tell it."""
+        records = [LACKING.pack(*part) for one in self._due for part in _cut(one)]
+        for start in range(0, max(len(records), 1), MAX_RUNS):
+            told, more = records[start : start + MAX_RUNS], start + MAX_RUNS < len(records)
+            yield Lacking(self.number, self._end, b"".join(told), more)
+
+    def wanted(self) -> Iterator[WantPages]:
+        """What was asked for and has not come."""
+        return (WantPages(*part) for one in self._asked for part in _cut(one))
 
     def arrived(self) -> None:
         """The image has grown. RemoteProtocolError if by more than was announced."""
@@ -129,3 +149,9 @@ class LazyMemory:
                 return
         starts.insert(index, one.start)
         runs.insert(index, (one.end, offset))
+
+
+def _cut(one: PageRange) -> Iterator[tuple[int, int, int]]:
+    """Process, address and pages of its parts, each as large as may be asked for."""
+    for start in range(one.start, one.end, MAX_ASKED_PAGES * PAGE_SIZE):
+        yield one.pid, start, min(one.end - start, MAX_ASKED_PAGES * PAGE_SIZE) // PAGE_SIZE

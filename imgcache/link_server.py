@@ -86,8 +86,11 @@ class LinkServer:
 
     async def _open(self, hello: Hello) -> Session:
         common_version(hello)
-        if hello.resume:
-            return self._resume(hello)
+        if hello.resume or hello.takeover:
+            session = self._resume(hello)
+            if hello.takeover:
+                await session.take_over()
+            return session
         if self.stopping:
             raise UsageError("the cache is stopping")
         return await open_session(hello, self._registry, self._host, self._nursery)

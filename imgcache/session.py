@@ -28,7 +28,7 @@ from imgnode.nursery import flat_nursery
 from imgnode.signalling import Changes
 from imgnode.transport import Transport
 from imgwire import messages
-from imgwire.errors import LocalProtocolError, RemoteProtocolError
+from imgwire.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from imgwire.link import LinkConnection
 from imgwire.names import image_kind
 from imgwire.states import AFTER_COMMIT, SessionState, advance, is_final
@@ -92,6 +92,7 @@ class Session:
         self._readers = 0
         self._bye = False
         self._connection: trio.CancelScope | None = None
+        self._sending = trio.CancelScope()  # the outbox to this channel
         self._log = structlog.get_logger().bind(session=name)
         self._promised = self.revived  # the source has been told what it waits for, so it may have committed
         if not revived:
@@ -210,7 +211,7 @@ class Session:
     def _take_memory(self, message: messages.MemoryFollows | messages.Pages) -> None:
         if isinstance(message, messages.MemoryFollows):
             self._check_receiving("memory that follows")
-            self.following = LazyMemory(self.store.expect_memory(message.image))
+            self.following = LazyMemory(self.store.expect_memory(message.image), message.image)
         elif self.following is None:
             raise RemoteProtocolError("pages follow where none were announced")
         else:
@@ -356,11 +357,29 @@ class Session:
         """Use this connection until it breaks or the proxy says goodbye. A newer one takes over from an older one."""
         await self.carry(partial(self.channel.run, transport, connection, peer_received, self))
 
-    async def carry(self, run: Callable[[], Awaitable[bool]]) -> None:
-        """The source is there while `run` receives from it, which returns whether it said goodbye."""
+    async def take_over(self) -> None:
+        """Another proxy goes on for one that died while memory followed: a channel that begins anew, and what it must
+        know. UsageError if it can do nothing here."""
+        memory = self.following
+        if memory is None or not self.needs_source:
+            raise UsageError(f"no memory follows: session {self.name} is {self.state}")
+        await self._detach()
+        self._sending.cancel()
+        self.channel.close()
+        self.channel = Channel()
+        memory.begin_anew()
+        self._outbox = deque([messages.State(self.state), *memory.lacking(), *memory.wanted()])
+        self.changes.notify()
+        self._log.warning("another imgproxy sends on what follows", bytes=memory.total - memory.here)
+
+    async def _detach(self) -> None:
         if self._connection is not None:
             self._connection.cancel()
             await self.changes.wait_until(lambda: self._connection is None)
+
+    async def carry(self, run: Callable[[], Awaitable[bool]]) -> None:
+        """The source is there while `run` receives from it, which returns whether it said goodbye."""
+        await self._detach()
         with trio.CancelScope() as scope:
             self._connection = scope
             self.changes.notify()
@@ -403,8 +422,10 @@ class Session:
 
     async def _send_outbox(self) -> None:
         while True:
-            await self.changes.wait_until(lambda: bool(self._outbox))
-            await self.channel.send(self._outbox.popleft())
+            with trio.CancelScope() as self._sending:
+                while True:
+                    await self.changes.wait_until(lambda: bool(self._outbox))
+                    await self.channel.send(self._outbox.popleft())
 
     async def _give_up_without_source(self, timeout: float) -> None:
         while True:

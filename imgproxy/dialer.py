@@ -126,7 +126,7 @@ class Link:
         """Open the session (the first failure is final), then carry it until the cache says goodbye or is lost."""
         connection, transport, welcome = await self._greet(self._hello)
         task_status.started(welcome)
-        hello = replace(self._hello, resume=True, facts={})
+        hello = replace(self._hello, resume=True, takeover=False, facts={})
         while True:
             if await self._channel.run(transport, connection, welcome.received, self._view):
                 return

@@ -6,6 +6,8 @@
 tree frozen. It runs with --leave-running: whatever ends it, our death too, which closes the socket, lets the tasks go;
 they stop then, see stopped_tree.py.
 
+If this program dies, the next one goes on, see send_on.py.
+
 Pages that the process there waits for go first, all others follow in the order of their addresses. If CRIU dies after
 the commit, the rest is read from the stopped processes.
 """
@@ -26,7 +28,7 @@ from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.memory_source import MemorySource, PageServerSource, ProcessMemory, SourceGone, page_server_works
 from imgproxy.sender import ImageSender, SentImage
 from imgproxy.source import CacheView
-from imgproxy.stopped_tree import StoppedTree
+from imgproxy.stopped_tree import SETTLED, StoppedTree
 from imgwire.messages import Pages
 from imgwire.page_ranges import PageRange, PageRanges
 from imgwire.page_server_messages import PAGE_SIZE, Layout
@@ -83,6 +85,26 @@ class PostCopy:
             self._begin(sock, await trio.to_thread.run_sync(proc.tree, init))
             nursery.start_soon(self._follow)
             await self._tree.hand_over(init, kept=False)
+            nursery.cancel_scope.cancel()
+
+    async def go_on(self) -> None:
+        """Another imgproxy has died after the commit: send, from the stopped processes, what the cache lacks, until the
+        destination needs us no more, or there is nothing to send it from. LinkLost, SessionAborted."""
+        view = self._view
+        await view.wait_for(lambda: bool(view.lacking) and not view.lacking[-1].more)
+        for told in view.lacking:
+            for pid, address, pages in told:
+                self._left.add(pid, address, address + pages * PAGE_SIZE)
+        self._memory = self._sender.take_up_memory(view.lacking[0].image, view.lacking[0].offset)
+        self._source, self.total = ProcessMemory(self._tree.tasks), self._left.size
+        async with flat_nursery() as nursery:
+
+            async def follow() -> None:
+                await self._follow()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(follow)
+            await view.wait_for(lambda: view.state in SETTLED)
             nursery.cancel_scope.cancel()
 
     def criu_ended(self, reason: str) -> None:

@@ -23,7 +23,9 @@ from imgproxy.dialer import FIRST_PAUSE, LAST_PAUSE, CannotConnect, Dialer
 from imgproxy.handover import outcome
 from imgproxy.hook import SCRIPT, SOCKET, STOPPED
 from imgproxy.ingest.stream import SOCKET as CAPTURE_SOCKET
-from imgproxy.recover_stopped import conclude, settled_there, stopped_tree
+from imgproxy.recover_stopped import UNDER_WAY, conclude, settled_there, stopped_tree
+from imgproxy.send_on import Busy, alone, send_on
+from imgproxy.source import LinkLost
 from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 
@@ -92,12 +94,17 @@ async def _recover_stopped(
         return await _asked(dialer, resolve, patience)
 
     try:
-        state = await settled_there(journal, ask, patience)
-    except (CannotConnect, SessionRefused) as error:
+        async with alone(journal, patience):
+            state = await settled_there(journal, ask, patience)
+            if state in UNDER_WAY and stopped_tree(journal) and not (run_here or journal.fact("kept")):
+                state = await send_on(journal, dialer)
+            settled, detail = await trio.to_thread.run_sync(partial(conclude, journal, state, run_here=run_here))
+    except Busy as error:
+        return Recovered(journal.session, name, committed=True, told=False, detail=str(error), stopped=True)
+    except (CannotConnect, SessionRefused, LinkLost) as error:
         whole = "whole here, and stopped" if stopped_tree(journal) else "gone here"
         detail = f"the process is {whole}; whether it runs there the cache does not say: {error}"
         return Recovered(journal.session, name, committed=True, told=False, detail=detail, stopped=True)
-    settled, detail = await trio.to_thread.run_sync(partial(conclude, journal, state, run_here=run_here))
     return Recovered(journal.session, name, committed=True, told=settled, detail=detail, stopped=True)
 
 

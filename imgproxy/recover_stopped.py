@@ -28,13 +28,15 @@ _TOLD = {
     SessionState.LOST: "the process died at the destination before its memory was there; it is whole here, and "
     "stopped. `imgproxy recover --run-here` lets it run on here, as it was when it was given up",
     SessionState.FOLLOWING: "the process runs at the destination, and waits there for memory that is still here, in "
-    "stopped processes. `imgcache drop --force` ends it there; then `imgproxy recover --run-here` lets it run on here",
+    "stopped processes: `imgproxy recover` sends it on. `imgcache drop --force` ends it there; then `imgproxy recover "
+    "--run-here` lets it run on here",
 }
 _FILLING = (
     "the process runs at the destination, which puts its memory in its place; until then it is whole here, too, and "
     "stopped: try again"
 )
-_UNDER_WAY = (SessionState.COMMITTED, SessionState.FOLLOWING)
+#: It was committed, and has not all its memory there.
+UNDER_WAY = (SessionState.COMMITTED, SessionState.FOLLOWING)
 
 
 def stopped_tree(journal: Journal) -> list[ProcessId]:
@@ -56,7 +58,7 @@ async def settled_there(journal: Journal, ask: Ask, patience: float) -> SessionS
     give_up_at = trio.current_time() + patience
     while True:
         state = await state_there(journal, ask)
-        if state not in _UNDER_WAY or not journal.fact("kept") or trio.current_time() > give_up_at:
+        if state not in UNDER_WAY or not journal.fact("kept") or trio.current_time() > give_up_at:
             return state
         await trio.sleep(PAUSE)
 

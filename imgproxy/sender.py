@@ -183,6 +183,10 @@ class ImageSender:
         await self._out.send(MemoryFollows(memory.number))
         return memory
 
+    def take_up_memory(self, number: int, size: int) -> SentImage:
+        """Post-copy: another has announced it, and sent `size` bytes."""
+        return SentImage(MEMORY, number, self._metrics.image_bytes.labels("out", image_kind(MEMORY)), size)
+
     async def send_memory(self, memory: SentImage, fd: int) -> None:
         """Send the pages that come through the pipe `fd`, until its end. `Pages` must tell of them before."""
         await self._pump_pages(memory, fd)

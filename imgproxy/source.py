@@ -40,6 +40,7 @@ class CacheView:
     lost: str = ""  #: why there is no link any more
     times: dict[str, float] = field(default_factory=dict)  #: when each state was heard of, by trio's clock
     wanted: deque[messages.WantPages] = field(default_factory=deque)  #: pages that the process there waits for
+    lacking: list[messages.Lacking] = field(default_factory=list)  #: what it lacks, told to who takes over
     _replies: dict[int, messages.Reply] = field(default_factory=dict)
     _numbers: "count[int]" = field(default_factory=lambda: count(1))
 
@@ -52,6 +53,8 @@ class CacheView:
                 if len(self.wanted) >= MAX_WANTED:
                     raise RemoteProtocolError(f"the cache wants pages in more than {MAX_WANTED} places at once")
                 self.wanted.append(message)
+            case messages.Lacking():
+                self.lacking.append(message)
             case messages.State("restore-failed", detail):
                 self.restore_failures.append(detail)
             case messages.State("restore-ready", _):

@@ -22,7 +22,8 @@ from imgproxy.recover_stopped import KILL_TIMEOUT
 from imgproxy.source import CacheView
 from imgwire.states import SessionState
 
-_SETTLED = (SessionState.RUNNING, SessionState.LOST)
+#: The destination needs the source no more, or cannot be helped by it.
+SETTLED = (SessionState.RUNNING, SessionState.LOST)
 
 _log = structlog.get_logger()
 
@@ -91,8 +92,8 @@ class StoppedTree:
     async def _until_settled(self) -> None:
         """Wait until the destination needs us no more; ask for as long as it takes."""
         view = self._view
-        await view.changes.wait_until(lambda: view.state in _SETTLED or bool(view.lost))
-        if view.state not in _SETTLED:
+        await view.changes.wait_until(lambda: view.state in SETTLED or bool(view.lost))
+        if view.state not in SETTLED:
             _log.warning("the cache has lost the session: asking what became of it", reason=view.lost)
             view.learn(SessionState(await self._resolve()), "")
         if view.state is SessionState.LOST:

@@ -95,7 +95,7 @@ Event = GreetingReceived | MessageReceived | DataStarted | DataPayload | DataEnd
 
 _PROXY_GREETINGS = (messages.Hello, messages.Resolve)
 _CACHE_GREETINGS = (messages.Welcome, messages.Resolved, messages.Refused)
-_TO_PROXY = (messages.Reply, messages.State, messages.WantPages)
+_TO_PROXY = (messages.Reply, messages.State, messages.WantPages, messages.Lacking)
 
 
 class LinkConnection:

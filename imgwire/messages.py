@@ -25,8 +25,10 @@ PAGE = 4096
 ZEROES = 0xFFFFFFFF
 #: A record of `Compose`: image that brought the pages, the first of them, how many.
 RUN = struct.Struct("<IQI")
-#: Records in one `Compose`: 64 KiB, so that none holds up the pages behind it.
+#: Records in one `Compose` or `Lacking`: 64 KiB, so that none holds up the pages behind it.
 MAX_RUNS = 4096
+#: A record of `Lacking`: process, address, how many pages.
+LACKING = struct.Struct("<IQI")
 
 _ID_LENGTH = 32  # 128 random bits in hex
 
@@ -49,6 +51,7 @@ class Hello:
     facts: dict[str, Any] = field(default_factory=dict)  #: the source node
     shard: int = 0  #: which part of a checkpoint this stream is, where its frames are spread over several
     shards: int = 1  #: how many parts there are
+    takeover: bool = False  #: post-copy: this proxy knows nothing of what another, which died, has sent and received
 
     def __post_init__(self) -> None:
         _check_id(self.session)
@@ -285,6 +288,27 @@ class WantPages:
         _check_pages(self.pid, self.address, self.pages)
 
 
+@dataclass(frozen=True)
+class Lacking:
+    """To a proxy that took over: pages that the process lacks, all but what more of these messages tell. What is sent
+    of them are bytes of number `image`, from `offset` on."""
+
+    image: int
+    offset: int
+    ranges: bytes  #: records (see LACKING)
+    more: bool = False  #: another such message follows
+
+    def __post_init__(self) -> None:
+        if len(self.ranges) > MAX_RUNS * LACKING.size or len(self.ranges) % LACKING.size:
+            raise RemoteProtocolError(f"pages that are lacking, in {len(self.ranges)} bytes")
+        for one in self:
+            _check_pages(*one)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Process, address, pages."""
+        return LACKING.iter_unpack(self.ranges)
+
+
 ToCache = (
     BeginRound
     | DropRound
@@ -302,7 +326,7 @@ ToCache = (
     | Commit
     | Abort
 )
-ToProxy = Reply | State | WantPages
+ToProxy = Reply | State | WantPages | Lacking
 Message = ToCache | ToProxy
 
 _NAMES: dict[type[Any], str] = {
@@ -329,6 +353,7 @@ _NAMES: dict[type[Any], str] = {
     Reply: "reply",
     State: "state",
     WantPages: "want",
+    Lacking: "lacking",
 }
 _GREETINGS = {"hello", "welcome", "refused", "resolve", "resolved"}
 _KINDS = {name: kind for kind, name in _NAMES.items()}

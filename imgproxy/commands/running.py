@@ -66,7 +66,7 @@ def telling_if_stopped(session: SourceSession) -> Iterator[None]:
         if committed and session.memory_left:
             where = (
                 "the process runs at the destination, and memory that it needs is still here, in stopped processes: "
-                "`imgproxy recover` says what can be done"
+                "`imgproxy recover` sends it on"
             )
         _log.warning(f"stopped; {where}")
         raise

@@ -12,7 +12,7 @@ from imgcache.arena import Extent, pread_all, pwrite_all
 from imgcache.image import StoredImage
 from imgcache.lazy_memory import ASKED_AT_ONCE, LazyMemory
 from imgwire.errors import RemoteProtocolError
-from imgwire.messages import Pages, WantPages
+from imgwire.messages import MAX_RUNS, Pages, WantPages
 from imgwire.page_server_messages import PAGE_SIZE
 from transform.images.pagemap import PagemapWriter
 
@@ -144,3 +144,38 @@ def test_a_pagemap_that_is_none(made: tuple[LazyMemory, int]) -> None:
     memory, file = made
     with pytest.raises(RemoteProtocolError, match=r"pagemap-9\.img"):
         memory.expect([_stored(file, "pagemap-9.img", b"no pagemap")])
+
+
+def test_another_source_begins_anew(made: tuple[LazyMemory, int]) -> None:
+    """What one had announced and not sent is due again, from where its bytes ended: in the middle of a page."""
+    memory, file = made
+    assert memory.ask(7, BASE + 40 * PAGE_SIZE) == WantPages(7, BASE + 40 * PAGE_SIZE, ASKED_AT_ONCE)
+    memory.announce(Pages(7, BASE, 4))
+    _append(file, memory.image, _content(0) + _content(1) + _content(2)[:100])
+    memory.arrived()
+    memory.begin_anew()
+    (told,) = memory.lacking()
+    assert (told.image, told.offset, told.more) == (memory.number, 2 * PAGE_SIZE + 100, False)
+    assert list(told) == [(7, BASE + 2 * PAGE_SIZE, PAGES - 2)]
+    wanted = [WantPages(7, BASE + 2 * PAGE_SIZE, 2), WantPages(7, BASE + 40 * PAGE_SIZE, ASKED_AT_ONCE)]
+    assert list(memory.wanted()) == wanted
+    memory.announce(Pages(7, BASE + 2 * PAGE_SIZE, PAGES - 2))
+    _append(file, memory.image, b"".join(map(_content, range(2, PAGES))))
+    memory.arrived()
+    assert _read(memory, 0, PAGES) == b"".join(map(_content, range(PAGES)))
+    (told,) = memory.lacking()
+    assert list(told) == [] and not told.more
+
+
+def test_many_places_are_told_in_several_messages() -> None:
+    file = os.memfd_create("test")
+    try:
+        writer = PagemapWriter(1)
+        for number in range(MAX_RUNS + 1):
+            writer.add(BASE + 2 * number * PAGE_SIZE, 1, 2)
+        memory = LazyMemory(StoredImage("pages-following.img"), 5)
+        memory.expect([_stored(file, "pagemap-7.img", writer.encode())])
+        told = list(memory.lacking())
+        assert [(one.image, len(list(one)), one.more) for one in told] == [(5, MAX_RUNS, True), (5, 1, False)]
+    finally:
+        os.close(file)

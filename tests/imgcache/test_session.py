@@ -1,5 +1,6 @@
 """A session at the destination: what the source says of it, what fails here, what the source is told."""
 
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from imgnode.channel import Channel
 from imgnode.journal import journals
 from imgnode.nursery import flat_nursery
 from imgwire import messages
-from imgwire.errors import LocalProtocolError, RemoteProtocolError
+from imgwire.errors import LocalProtocolError, RemoteProtocolError, UsageError
 from imgwire.states import SessionState
 from tests.playbook import Collector, complete, connected, open_session, put_image, virtual_time
 
@@ -158,3 +159,23 @@ async def test_the_source_is_told_what_happens(node_dir: Path) -> None:
         messages.State("restore-ready", "hooked"),
         messages.State("restore-failed", "no luck"),
     ]
+
+
+async def test_another_source_may_take_over_while_memory_follows(session: Session) -> None:
+    with pytest.raises(UsageError, match=r"no memory follows: session .* is receiving"):
+        await session.take_over()
+    session.on_message(messages.MemoryFollows(9))
+    complete(session)
+    session.begin(Attempt(0, hooked=True))
+    session.restored(os.getpid())
+    with pytest.raises(UsageError, match="is restored"):
+        await session.take_over()
+    session.on_message(messages.Commit())
+    session.running()
+    before = session.channel
+    await session.take_over()
+    assert session.channel is not before
+    assert session.channel.received == 0
+    session.whole()
+    with pytest.raises(UsageError, match="is running"):
+        await session.take_over()

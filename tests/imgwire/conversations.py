@@ -59,7 +59,7 @@ to_cache = st.one_of(
     st.builds(messages.ReadBack, request=numbers, image=numbers, offset=numbers, length=st.integers(1, 1 << 20)),
     st.builds(messages.Patch, image=numbers, offset=numbers, data=st.binary(min_size=1, max_size=300)),
     st.builds(messages.Sync, request=numbers),
-    st.builds(messages.Restore, options=st.lists(text, max_size=5).map(tuple)),
+    st.builds(messages.Restore, options=st.lists(text, max_size=5).map(tuple), lazy=st.booleans()),
     st.builds(messages.MemoryFollows, image=numbers),
     st.builds(messages.Pages, pid=pids, address=addresses, pages=st.integers(1, 2048)),
     st.builds(messages.CheckCpu, request=numbers, cpuinfo=st.binary(max_size=100)),
@@ -71,6 +71,15 @@ to_proxy = st.one_of(
     st.builds(messages.Reply, request=numbers, data=st.binary(max_size=100), error=text),
     st.builds(messages.State, state=text, detail=text),
     st.builds(messages.WantPages, pid=pids, address=addresses, pages=st.integers(1, 2048)),
+    st.builds(
+        messages.Lacking,
+        image=numbers,
+        offset=numbers,
+        ranges=st.lists(st.builds(messages.LACKING.pack, pids, addresses, st.integers(1, 2048)), max_size=5).map(
+            b"".join
+        ),
+        more=st.booleans(),
+    ),
 )
 
 
