@@ -53,6 +53,12 @@ def test_threads(hetcc: Path, tmp_path: Path) -> None:
     assert_same_on_both(tmp_path / "threads", "610\n987\n1597\n2584\n4000\n")
 
 
+def test_arguments_of_few_bits(hetcc: Path, tmp_path: Path) -> None:
+    output("cc", PROGRAMS / "narrow.c", "-o", tmp_path / "reference")
+    output(hetcc, "-O1", PROGRAMS / "narrow.c", "-o", tmp_path / "narrow")
+    assert_same_on_both(tmp_path / "narrow", output(tmp_path / "reference"))
+
+
 def test_labels_as_values(hetcc: Path, tmp_path: Path) -> None:
     output(hetcc, "-O2", PROGRAMS / "labels.c", "-o", tmp_path / "labels")
     assert_same_on_both(tmp_path / "labels", "48 4 5 -128\n")

@@ -14,6 +14,7 @@ KERNEL = """\
 include ../config/make.def
 PROGRAM = $(BINDIR)/{name}.$(CLASS).x
 default: params.h ../common/$(RAND).o
+	../sys/header
 	$(CC) -c $(C_INC) $(CFLAGS) {name}.c
 	$(CLINK) $(CLINKFLAGS) -o $(PROGRAM) {name}.o ../common/$(RAND).o $(C_LIB)
 params.h: ../sys/params
@@ -34,11 +35,14 @@ FILES = {
     "common/randdp.c": '#include "randdp.h"\ndouble randlc(double x) { return x / 2; }\n',
     "sys/params.c": "#include <stdio.h>\n"
     "int main(int n, char **v) { return printf(\"#define CLASS '%s'\\n\", v[n - 1]) < 0; }\n",
+    "sys/header": "#!/bin/sh\n",
+    "common/randdp.o": "of another build",
     "config/make.def": "CC = false\n",
 }
 
 
 def make_tree(place: Path) -> Path:
+    """As a checkout may be: with results of another build, and scripts that cannot be run."""
     for name, text in FILES.items():
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_text(text)

@@ -17,6 +17,9 @@ static bool isOurs(const Function &F) { return !F.isIntrinsic() && !isLeafName(F
 static constexpr Attribute::AttrKind Special[] = {Attribute::Returned, Attribute::StructRet, Attribute::InReg,
                                                   Attribute::Nest};
 
+// What would let code generation drop a call, and keep its marker.
+static constexpr Attribute::AttrKind Droppable[] = {Attribute::Memory, Attribute::WillReturn};
+
 static void setAttributes(Function &F) {
   F.setCallingConv(CallingConv::PreserveNone);
   F.addFnAttr("frame-pointer", "all");
@@ -25,6 +28,8 @@ static void setAttributes(Function &F) {
   F.addFnAttr(Attribute::NoBuiltin);
   F.removeFnAttr(Attribute::UWTable);
   F.removeFnAttr(Attribute::AllocSize);
+  for (Attribute::AttrKind Kind : Droppable)
+    F.removeFnAttr(Kind);
   for (Argument &A : F.args())
     for (Attribute::AttrKind Kind : Special)
       A.removeAttr(Kind);
@@ -34,6 +39,8 @@ static void setAttributes(CallInst &Call) {
   Call.setCallingConv(CallingConv::PreserveNone);
   Call.setTailCallKind(CallInst::TCK_NoTail);
   Call.addFnAttr(Attribute::NoBuiltin);
+  for (Attribute::AttrKind Kind : Droppable)
+    Call.removeFnAttr(Kind);
   for (unsigned Index = 0; Index < Call.arg_size(); ++Index)
     for (Attribute::AttrKind Kind : Special)
       Call.removeParamAttr(Index, Kind);

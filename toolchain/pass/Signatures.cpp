@@ -15,10 +15,13 @@ namespace unify {
 
 namespace {
 
-constexpr unsigned IntegerRegisters = 12, FloatRegisters = 8, ResultRegisters = 2;
+constexpr unsigned FloatRegisters = 8, ResultRegisters = 2;
+
+// x86-64's are the fewer ones: twelve, of which integers of less than 64 bits take those that C gives arguments, only.
+constexpr unsigned AllIntegers = 0xfff, SmallIntegers = 0x3f0;
 
 struct Registers {
-  unsigned Integer = 0, Float = 0;
+  unsigned Integer = 0, Small = 0, Float = 0;
 };
 
 Registers registersFor(Type *T, const DataLayout &DL) {
@@ -26,19 +29,43 @@ Registers registersFor(Type *T, const DataLayout &DL) {
     Registers Sum;
     for (Type *Element : Struct->elements()) {
       Registers One = registersFor(Element, DL);
-      Sum.Integer += One.Integer, Sum.Float += One.Float;
+      Sum.Integer += One.Integer, Sum.Small += One.Small, Sum.Float += One.Float;
     }
     return Sum;
   }
   if (auto *Array = dyn_cast<ArrayType>(T)) {
     Registers One = registersFor(Array->getElementType(), DL);
     unsigned Count = Array->getNumElements();
-    return {One.Integer * Count, One.Float * Count};
+    return {One.Integer * Count, One.Small * Count, One.Float * Count};
   }
   if (T->isFPOrFPVectorTy() || T->isVectorTy())
-    return {0, std::max(1u, unsigned(DL.getTypeStoreSize(T) / 16))};
-  return {unsigned(divideCeil(DL.getTypeStoreSize(T), 8)), 0};
+    return {0, 0, std::max(1u, unsigned(DL.getTypeStoreSize(T) / 16))};
+  unsigned Words = divideCeil(DL.getTypeStoreSize(T), 8);
+  return T->isIntegerTy() && T->getIntegerBitWidth() <= 32 ? Registers{0, 1, 0} : Registers{Words, 0, 0};
 }
+
+// Arguments take registers one after the other, each the first that is free of those it can have.
+struct Taken {
+  unsigned Integers = 0, Floats = 0;
+
+  bool take(const Registers &Wanted) {
+    Floats += Wanted.Float;
+    return take(Wanted.Integer, AllIntegers) && take(Wanted.Small, SmallIntegers) && Floats <= FloatRegisters;
+  }
+
+  bool hasRoom() const { return Integers != AllIntegers; }
+
+private:
+  bool take(unsigned Count, unsigned Of) {
+    for (; Count; --Count) {
+      unsigned Free = Of & ~Integers;
+      if (!Free)
+        return false;
+      Integers |= Free & -Free;
+    }
+    return true;
+  }
+};
 
 // What becomes of a function type.
 struct Plan {
@@ -50,7 +77,7 @@ struct Plan {
     LLVMContext &Context = Old->getContext();
     llvm::Type *Result = Old->getReturnType();
     Registers Returned = Result->isVoidTy() ? Registers() : registersFor(Result, DL);
-    ReturnsByPointer = Returned.Integer > ResultRegisters || Returned.Float > ResultRegisters;
+    ReturnsByPointer = Returned.Integer + Returned.Small > ResultRegisters || Returned.Float > ResultRegisters;
     std::vector<llvm::Type *> Parameters;
     if (ReturnsByPointer)
       Parameters.push_back(PointerType::get(Context, 0));
@@ -64,21 +91,20 @@ struct Plan {
   }
 
   static unsigned fitting(FunctionType *Old, const DataLayout &DL, unsigned Used) {
-    Registers Sum{Used, 0};
-    std::vector<unsigned> Before;
+    Taken Now;
+    Now.take({Used, 0, 0});
+    std::vector<Taken> Before{Now};
     for (unsigned Index = 0; Index < Old->getNumParams(); ++Index) {
-      Registers One = registersFor(Old->getParamType(Index), DL);
-      Before.push_back(Sum.Integer);
-      Sum.Integer += One.Integer, Sum.Float += One.Float;
-      if (Sum.Integer > IntegerRegisters || Sum.Float > FloatRegisters)
+      if (!Now.take(registersFor(Old->getParamType(Index), DL)))
         return room(Before, Index);
+      Before.push_back(Now);
     }
     return Old->isVarArg() ? room(Before, Old->getNumParams()) : Old->getNumParams();
   }
 
   // At most `Count` of the parameters, so that there is a register for the buffer's address.
-  static unsigned room(const std::vector<unsigned> &Before, unsigned Count) {
-    while (Count && Count < Before.size() && Before[Count] >= IntegerRegisters)
+  static unsigned room(const std::vector<Taken> &Before, unsigned Count) {
+    while (Count && !Before[Count].hasRoom())
       --Count;
     return Count;
   }
