@@ -2,7 +2,8 @@
 
 It takes a kernel that tracks changes, so it runs in the test bed's amd64 guest, which is emulated: ratios of one run
 count, not seconds. The process changes a part of its memory each second, page after page, and goes from one node of the
-guest to the other and back, in turns with pre-dumps and without; it finds its own memory right after each move.
+guest to the other and back, in turns with pre-dumps, with these and a lazy restore, and with neither; it finds its own
+memory right after each move.
 """
 
 import json
@@ -30,7 +31,11 @@ LAST, FROZEN = 0.05, 0.25
 #: Memory of the guest in sizes of the process: it, its images and its copy; and beside it, in MiB.
 TIMES, BESIDE = 4, 1024
 REPORT = "/run/process"
-WAYS: dict[str, tuple[str, ...]] = {"rounds": ("--rounds", "auto"), "one dump": ()}
+WAYS: dict[str, tuple[str, ...]] = {
+    "rounds": ("--rounds", "auto"),
+    "rounds, lazy": ("--rounds", "auto", "--lazy"),
+    "one dump": (),
+}
 LINKS: dict[str, tuple[str, ...]] = {"loopback": (), "1 Gbit/s": ("--limit-rate", "125MB")}
 HUGE = ("never", "always")
 COLUMNS = ("", "pre-dumps", "first round", "last round", "of it", "frozen", "ratio")
@@ -48,15 +53,13 @@ class Case:
         """Of a number in the summaries."""
         return statistics.median(_at(one, path) for one in self.moves[way])
 
-    @property
-    def last_part(self) -> float:
+    def last_part(self, way: str) -> float:
         """Bytes of the last round, of those of one dump of everything."""
-        return self.median("rounds", "rounds", -1) / self.median("one dump", "rounds", -1)
+        return self.median(way, "rounds", -1) / self.median("one dump", "rounds", -1)
 
-    @property
-    def frozen_part(self) -> float:
+    def frozen_part(self, way: str) -> float:
         """Time frozen, of that by one dump."""
-        return self.median("rounds", "frozen") / self.median("one dump", "frozen")
+        return self.median(way, "frozen") / self.median("one dump", "frozen")
 
     def __str__(self) -> str:
         return f"{self.link}, huge pages {self.huge}"
@@ -113,21 +116,24 @@ async def near_live(setting: Setting, workload: Workload) -> Report:
     memory = workload.size // MIB * TIMES + BESIDE
     cases = [Case(huge, link) for huge in HUGE for link in LINKS]
     async with guest("amd64", Hardware(memory=f"{memory}M")) as vm:
-        here, there = await open_nodes(vm)
+        nodes = await open_nodes(vm)
         for huge in HUGE:
-            process = await Process.start(here, program, workload.size, huge)
+            process = await Process.start(nodes[0], program, workload.size, huge)
             for case in cases:
                 if case.huge == huge:
-                    await _compare(setting, case, process, here, there)
-            await process.end(here)
+                    nodes = await _compare(setting, case, process, nodes)
+            await process.end(nodes[0])
     return judged(workload, cases)
 
 
-async def _compare(setting: Setting, case: Case, process: Process, here: GuestNode, there: GuestNode) -> None:
-    """There and back again, as often as asked for; who goes there goes back the next time."""
+async def _compare(
+    setting: Setting, case: Case, process: Process, nodes: tuple[GuestNode, GuestNode]
+) -> tuple[GuestNode, GuestNode]:
+    """There and back again, each way as often as asked for, in another order each time. The nodes: where it is comes
+    first, before and after."""
+    source, destination = nodes
     for number in range(setting.repeats):
-        ways = list(WAYS) if number % 2 == 0 else list(reversed(WAYS))
-        for way, (source, destination) in zip(ways, ((here, there), (there, here)), strict=True):
+        for way in WAYS if number % 2 == 0 else reversed(WAYS):
             options = ["--compress", "off", *WAYS[way], *LINKS[case.link]]
             done = await source.migrate(process.pid, destination, options)
             if done.code:
@@ -135,6 +141,8 @@ async def _compare(setting: Setting, case: Case, process: Process, here: GuestNo
             await process.verify(destination)
             case.moves[way].append(json.loads(done.stdout.splitlines()[-1]))
             setting.say(f"{case}, {way}, {number + 1}: frozen {case.moves[way][-1]['frozen']:.1f} s")
+            source, destination = destination, source
+    return source, destination
 
 
 def judged(workload: Workload, cases: Sequence[Case]) -> Report:
@@ -145,17 +153,20 @@ def judged(workload: Workload, cases: Sequence[Case]) -> Report:
         for way in WAYS:
             report.rows.append(_row(case, way))
         for name in case.moves["rounds"][0]["phases"]:
-            seconds = [f"{case.median(way, 'phases', name):.2f} s" for way in WAYS]
-            report.rows.append((f"  {name}", *[""] * (len(COLUMNS) - 3), seconds[0], f"of {seconds[1]}"))
-    report.targets.append(Target("last round, of one dump of everything", cases[0].last_part, LAST))
-    report.targets.append(Target("time frozen, of that by one dump", cases[0].frozen_part, FROZEN))
+            first, second, last = (f"{case.median(way, 'phases', name):.2f} s" for way in WAYS)
+            report.rows.append((f"  {name}", *[""] * (len(COLUMNS) - 3), f"{first}, {second}", f"of {last}"))
+    report.targets.append(Target("last round, of one dump of everything", cases[0].last_part("rounds"), LAST))
+    report.targets.append(Target("time frozen, of that by one dump", cases[0].frozen_part("rounds"), FROZEN))
+    report.targets.append(Target("the same, restored lazily", cases[0].frozen_part("rounds, lazy"), FROZEN))
     return report
 
 
 def _row(case: Case, way: str) -> tuple[str, ...]:
     rounds = [len(one["rounds"]) - 1 for one in case.moves[way]]
     first, last = (case.median(way, "rounds", index) / MIB for index in (0, -1))
-    part, ratio = (f"{case.last_part:.1%}", f"{case.frozen_part:.2f}") if way == "rounds" else ("", "1.00")
+    part, ratio = ("", "1.00")
+    if way != "one dump":
+        part, ratio = f"{case.last_part(way):.1%}", f"{case.frozen_part(way):.2f}"
     frozen = f"{case.median(way, 'frozen'):.2f} s"
     counts = (f"{statistics.median(rounds):g}", f"{first:.0f} MiB", f"{last:.0f} MiB")
     return (f"{case}, {way}", *counts, part, frozen, ratio)
