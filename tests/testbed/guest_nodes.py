@@ -52,8 +52,10 @@ class GuestNode:
         return await self.vm.start(*self._enter, *words)
 
     async def start_quiet(self, *words: object) -> Command:
-        """Start a program as CRIU likes it, in a session of its own, on /dev/null."""
-        return await self.start("sh", "-c", 'setsid "$@" </dev/null >/dev/null 2>&1', "sh", *words)
+        """Start a program as CRIU likes it, in a session of its own, on /dev/null. Below a shell that waits for it:
+        nsenter(1) would stop with a child that is stopped, and not bury it when it is killed."""
+        quiet = 'setsid "$@" </dev/null >/dev/null 2>&1 & wait'
+        return await self.start("sh", "-c", quiet, "sh", *words)
 
     async def run(self, *words: object) -> Ended:
         """Run a program on it."""

@@ -3,7 +3,7 @@ one guest, whose kernel tracks changes. No page may be wrong, whatever it does t
 
 What continuous integration runs is a sample. All of it, in a quarter of an hour to an hour:
 
-    IMGPROXY_MOVES=100 IMGPROXY_SEED=7 scripts/test t3 -- tests/testbed/test_edges.py
+    IMGPROXY_MOVES=100 IMGPROXY_SEED=7 IMGPROXY_LAZY=1 scripts/test t3 -- tests/testbed/test_edges.py
 """
 
 import json
@@ -69,6 +69,8 @@ KINDS = {
 #: What a move's options are drawn from; all moves to one of the two nodes go by TLS.
 ROUNDS = (1, 2, 3, 4, 5)
 LINKS = (("--compress", "off"), ("--compress", "3"), ())
+#: With IMGPROXY_LAZY every other restore, about, is a lazy one.
+RESTORES = ((), ("--lazy",)) if os.environ.get("IMGPROXY_LAZY") else ((),)
 CERTIFICATES = "/run/certs"
 TLS_FILES = (
     *("--tls-cacert", f"{CERTIFICATES}/ca.pem"),
@@ -144,11 +146,12 @@ async def assert_runs_once(moved: Moved, node: GuestNode, other: GuestNode) -> N
 
 async def move(moved: Moved, here: GuestNode, there: GuestNode, draw: random.Random) -> str:
     """One migration; what was drawn, and what came of it."""
-    rounds, link = draw.choice(ROUNDS), draw.choice(LINKS)
+    rounds, options = draw.choice(ROUNDS), [*draw.choice(LINKS), *draw.choice(RESTORES)]
     before = await moved.verified(here)
-    done = await here.migrate(moved.pid, there, ["--rounds", str(rounds), *link])
-    told = f"{rounds} rounds, {' '.join(link)} to {there.name}"
+    done = await here.migrate(moved.pid, there, ["--rounds", str(rounds), *options])
+    told = f"{rounds} rounds, {' '.join(options)} to {there.name}"
     assert done.code == 0, f"{told}: {done.output}"
+    assert ("runs there, its memory is being put" in done.stdout) is ("--lazy" in options), f"{told}: {done.stdout}"
     after = await moved.verified(there)
     await assert_runs_once(moved, there, here)
     sizes = summary(done)["rounds"]
