@@ -27,9 +27,10 @@ _OURS = frozenset(
         "syscall_cp",
         "restore",
         "sigsetjmp",
+        "siglongjmp",
+        "fenv",
         "setjmp",
         "longjmp",
-        "vfork",
     ]
 )
 #: As in Calls.cpp, `isLeafName`.
@@ -73,6 +74,13 @@ LEAVES = [
     "fmodf",
     "fmodl",
 ]
+#: System calls whose structures in memory differ and are not converted, or that know registers: ENOSYS on all ISAs.
+_NOT_CALLED = frozenset(["openat2", "clone3", "ptrace", "rseq"])
+#: As a macro, so that it is a setjmp of its caller.
+_SIGSETJMP = """#define setjmp setjmp
+int __unified_mask_jump(jmp_buf, int, int);
+#define sigsetjmp(buffer, save) __unified_mask_jump(buffer, setjmp(buffer), save)
+"""
 _MUSL_FLAGS = ("-O2", "-std=c99", "-nostdinc", "-ffreestanding", "-D_XOPEN_SOURCE=700", "-w")
 #: One thread for each processor that compiles.
 _THREADS = 2
@@ -105,6 +113,8 @@ class Builder:
         (bits / "alltypes.h").write_text(execute("headers", ["sed", "-f", sed, *types]))
         calls = (arch / "syscall.h.in").read_text()
         (bits / "syscall.h").write_text(calls + re.sub(r"__NR_", "SYS_", calls))
+        header = include / "setjmp.h"
+        header.write_text(header.read_text().replace("#define setjmp setjmp\n", _SIGSETJMP))
         (self._out / "version.h").write_text('#define VERSION "unified"\n')
 
     def _includes(self) -> list[str]:
@@ -117,7 +127,7 @@ class Builder:
         objects.mkdir()
 
         def compile_one(source: Path) -> Path:
-            relative = source.relative_to(self._source / "src")
+            relative = source.relative_to(HERE / "libc" if HERE in source.parents else self._source / "src")
             target = objects / ("_".join(relative.parts).removesuffix(".c") + ".o")
             run(
                 str(relative),
@@ -137,11 +147,19 @@ class Builder:
             compiled = list(threads.map(compile_one, self._sources()))
         run("libc.a", "llvm-ar", "rcs", self._out / "libc/libc.a", *compiled)
         crt: list[str | Path] = ["-emit-llvm", "-c", HERE / "libc/crt.c", "-o", self._out / "libc/crt.bc"]
-        run("crt.c", "clang", *FLAGS, "-O2", "-ffreestanding", "-isystem", resource_headers(), *crt)
+        headers: list[str | Path] = [
+            "-nostdinc",
+            "-isystem",
+            self._out / "libc/include",
+            "-isystem",
+            resource_headers(),
+        ]
+        run("crt.c", "clang", *FLAGS, "-O2", "-ffreestanding", "-D_GNU_SOURCE", *headers, *crt)
         shutil.rmtree(objects)
 
     def _sources(self) -> Iterator[Path]:
-        """All of musl that is not the dynamic loader's, the leaves' or ours."""
+        """All of musl that is not the dynamic loader's, the leaves' or ours; and ours."""
+        yield from sorted((HERE / "libc/src").glob("*.c"))
         skipped = _OURS | {f"{name}.c" for name in LEAVES}
         for pattern in ("src/*/*.c", "src/malloc/mallocng/*.c"):
             for source in sorted(self._source.glob(pattern)):
@@ -184,7 +202,7 @@ class Builder:
 def system_call_numbers(source: Path) -> str:
     """For the assembler: x86-64's number of each of aarch64's system calls, -1 if it has none."""
     arm, x86 = (_numbers(source / f"arch/{isa.directory}/bits/syscall.h.in") for isa in (AARCH64, X86_64))
-    names = {number: name for name, number in arm.items()}
+    names = {number: name for name, number in arm.items() if name not in _NOT_CALLED}
     lines = [f"\t.short {x86.get(names.get(number, ''), -1)}" for number in range(max(names) + 1)]
     return "\n".join([*lines, f".set unified_numbers_count, {len(lines)}"]) + "\n"
 

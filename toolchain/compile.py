@@ -8,10 +8,8 @@ from pathlib import Path
 
 from toolchain.tools import AARCH64, home, run
 
-#: How every source is compiled, the libc's own included.
-FLAGS = (
-    f"--target={AARCH64.triple}",
-    "-fsigned-char",
+#: What no option of a user's may change.
+RULES = (
     "-ffp-contract=off",
     "-fmath-errno",
     "-U__FP_FAST_FMA",
@@ -23,6 +21,8 @@ FLAGS = (
     "-fno-unwind-tables",
     "-fno-asynchronous-unwind-tables",
 )
+#: How every source is compiled, the libc's own included.
+FLAGS = (f"--target={AARCH64.triple}", "-fsigned-char", "-Qunused-arguments", *RULES)
 
 
 def include_flags() -> list[str]:
@@ -37,4 +37,4 @@ def resource_headers() -> Path:
 
 def compile_c(source: Path, output: Path, options: Sequence[str]) -> None:
     """Compile one file; `options` are the user's. ToolError in clang's words."""
-    run(f"{source}", "clang", *FLAGS, *options, *include_flags(), "-emit-llvm", "-c", source, "-o", output)
+    run(f"{source}", "clang", *FLAGS, *options, *RULES, *include_flags(), "-emit-llvm", "-c", source, "-o", output)

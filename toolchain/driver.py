@@ -9,6 +9,7 @@ Objects (-c) hold IR; archives are made of them by any ar. Options that are not 
 
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -22,11 +23,22 @@ from toolchain.link import link
 from toolchain.tools import AARCH64, ISAS, LLVM, X86_64, Isa, ToolError
 
 #: Options of the compiler that take the next word, too.
-_TAKE_A_WORD = ("-I", "-D", "-U", "-include", "-isystem", "-MF", "-MT", "-MQ", "-idirafter", "-x", "-iquote")
+_TAKE_A_WORD = (
+    *("-I", "-D", "-U", "-include", "-isystem", "-MF", "-MT", "-MQ", "-idirafter", "-x", "-iquote"),
+    *("-Xclang", "-Xpreprocessor", "-imacros", "-iprefix", "--param"),
+)
+#: Options of the linker that take the next word, and say nothing here.
+_IGNORED_WITH_A_WORD = ("-z", "-Xlinker", "-rpath", "-u", "-soname")
+#: clang alone answers these.
+_PASSED_ON = ("-E", "-M", "-MM", "--version", "-dumpmachine", "-dumpversion", "-dumpfullversion", "--help", "-###")
 #: Libraries that are a part of the libc.
 _IN_LIBC = ("c", "m", "pthread", "dl", "rt", "util", "crypt", "resolv", "xnet")
 #: Options that say nothing here: executables are always static and at fixed addresses.
-_IGNORED = ("-static", "-no-pie", "-rdynamic", "-pthread", "-s", "-pipe", "-fPIC", "-fpic", "-fPIE", "-fpie", "-pie")
+_IGNORED = (
+    *("-static", "-no-pie", "-rdynamic", "-pthread", "-s", "-pipe", "-fPIC", "-fpic", "-fPIE", "-fpie", "-pie", "-v"),
+    *("-m64", "-flto", "-fstack-protector", "-fstack-protector-strong", "-fstack-protector-all", "-fexceptions"),
+    *("-funwind-tables", "-fasynchronous-unwind-tables", "-fstack-clash-protection", "-fcf-protection"),
+)
 _REFUSED = {
     "-shared": "a shared library cannot be a part of a pair: link it statically",
     "-S": "assembly would be of one ISA: use -c",
@@ -50,7 +62,10 @@ class Command:
 def parse(words: Sequence[str]) -> Command:
     """ToolError for what cannot be done."""
     command, libraries, places = Command(), [], []
-    rest = iter(_expand(words))
+    expanded = list(_expand(words))
+    if expanded == ["-v"] or any(word in _PASSED_ON or word.startswith("-print") for word in expanded):
+        return Command(options=expanded, passes_on=True)
+    rest = iter(expanded)
     for word in rest:
         if word in _REFUSED:
             raise ToolError(f"{word}: {_REFUSED[word]}")
@@ -59,11 +74,8 @@ def parse(words: Sequence[str]) -> Command:
         elif word in ("-o", "--layout"):
             value = Path(_next(rest, word))
             command.output, command.layout = (value, command.layout) if word == "-o" else (command.output, value)
-        elif word in ("-E", "-M", "-MM", "--version", "-v", "-dumpmachine", "-dumpversion") or word.startswith(
-            "-print"
-        ):
-            command.passes_on = True
-            command.options.append(word)
+        elif word in _IGNORED_WITH_A_WORD:
+            _next(rest, word)
         elif word.startswith("-l"):
             libraries.append(word[2:] or _next(rest, word))
         elif word.startswith("-L"):
@@ -82,7 +94,7 @@ def _expand(words: Sequence[str]) -> Iterator[str]:
     """Response files (@FILE) as the words that they hold."""
     for word in words:
         if word.startswith("@") and Path(word[1:]).is_file():
-            yield from _expand(Path(word[1:]).read_text().split())
+            yield from _expand(shlex.split(Path(word[1:]).read_text()))
         else:
             yield word
 
@@ -104,10 +116,11 @@ def _file(command: Command, path: Path) -> None:
 
 
 def _library(name: str, places: Sequence[Path]) -> Path:
+    file = name[1:] if name.startswith(":") else f"lib{name}.a"
     for place in places:
-        if (place / f"lib{name}.a").is_file():
-            return place / f"lib{name}.a"
-    raise ToolError(f"-l{name}: there is no lib{name}.a in {', '.join(map(str, places)) or 'any directory (-L)'}")
+        if (place / file).is_file():
+            return place / file
+    raise ToolError(f"-l{name}: there is no {file} in {', '.join(map(str, places)) or 'any directory (-L)'}")
 
 
 def here() -> Isa:
@@ -163,7 +176,7 @@ def main(words: Sequence[str] | None = None) -> int:
             return 0
         command = parse(words)
         if command.passes_on:
-            _pass_on(words)
+            _pass_on(command.options)
         _compile_all(command) if command.only_compile else _link_all(command)
     except (ToolError, OSError) as error:
         print(f"hetcc: {error}", file=sys.stderr)

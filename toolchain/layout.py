@@ -47,13 +47,17 @@ def linker_script(sections: Mapping[Isa, Mapping[str, Section]]) -> str:
     for output, prefix, segment in (
         (".text.equal", ".text.", "text"),
         (".rodata.equal", ".u.rodata.", "rodata"),
+        (".tdata.equal", ".u.tdata.", "rodata :tls"),
         (".data.equal", ".u.data.", "data"),
         (".bss.equal", ".bss.u.", "data"),
     ):
+        if output == ".tdata.equal" and not _names(prefix, sections):
+            continue
         part, end = _range(output, prefix, segment, at, sections)
         parts.append(part)
         at = -(-end // PAGE) * PAGE
-    return _SCRIPT.format(text=ISA_TEXT, data=ISA_DATA, end=EQUAL, equal="\n".join(parts))
+    tls = "  tls PT_TLS FLAGS(4);\n" if _names(".u.tdata.", sections) else ""
+    return _SCRIPT.format(tls=tls, text=ISA_TEXT, data=ISA_DATA, end=EQUAL, equal="\n".join(parts))
 
 
 _SCRIPT = """\
@@ -64,7 +68,7 @@ PHDRS {{
   text PT_LOAD FLAGS(5);
   rodata PT_LOAD FLAGS(4);
   data PT_LOAD FLAGS(6);
-  stack PT_GNU_STACK FLAGS(6);
+{tls}  stack PT_GNU_STACK FLAGS(6);
 }}
 ENTRY(_start)
 SECTIONS {{

@@ -17,7 +17,7 @@ from toolchain.layout import linker_script, sections_of
 from toolchain.tools import ISAS, Isa, ToolError, home, run
 
 #: What must stay although nothing in IR names it: the runtime's assembly does.
-ROOTS = ("_start_c", "__cancel")
+ROOTS = ("_start_c", "__unified_main", "__cancel", "__unified_deliver")
 #: Rounds until the frames of both ISAs are of equal size. Lua takes two.
 MAX_ROUNDS = 8
 
@@ -50,15 +50,15 @@ class _Link:
     def _whole_program(self, inputs: Sequence[Path], archives: Sequence[Path]) -> Path:
         program = self._place / "program.bc"
         run("link", "llvm-link", home() / "libc/crt.bc", *inputs, "-o", program)
-        for archive in [*archives, home() / "libc/libc.a"]:
+        again = archives[:-1]  # they may need each other
+        for archive in [*archives, *again, home() / "libc/libc.a"]:
             run("link", "llvm-link", program, "--only-needed", archive, "-o", program)
         return program
 
     def _unify(self, program: Path) -> None:
         kept = f"-internalize-public-api-list={','.join(ROOTS)}"
-        needed = self._place / "needed.bc"
-        run("link", "opt", "-passes=internalize,globaldce", kept, program, "-o", needed)
-        run("link", "opt", self._plugin, "-passes=unify,verify", needed, "-o", self._unified)
+        passes = "-passes=lower-dynamic,internalize,globaldce,unify,verify"
+        run("link", "opt", self._plugin, passes, kept, program, "-o", self._unified)
 
     def _equal_frames(self) -> dict[Isa, Path]:
         pads: dict[Isa, dict[int, int]] = {isa: {} for isa in ISAS}

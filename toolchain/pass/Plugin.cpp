@@ -1,4 +1,5 @@
-// Entry of the plugin: `unify` makes one program of a module for all ISAs.
+// Entry of the plugin: `unify` makes one program of a module for all ISAs; `lower-dynamic` comes before, and before what
+// is not needed is dropped: it calls a function of the libc.
 #include "Calls.h"
 #include "Convention.h"
 #include "Frame.h"
@@ -6,7 +7,9 @@
 #include "Polls.h"
 #include "Refusals.h"
 #include "Sections.h"
+#include "SideStack.h"
 #include "Signatures.h"
+#include "ThreadLocals.h"
 #include "llvm/IR/Verifier.h"
 #include "llvm/Passes/PassBuilder.h"
 #include "llvm/Passes/PassPlugin.h"
@@ -15,11 +18,19 @@ using namespace llvm;
 
 namespace {
 
+struct LowerDynamicPass : PassInfoMixin<LowerDynamicPass> {
+  PreservedAnalyses run(Module &M, ModuleAnalysisManager &) {
+    unify::moveToSideStack(M);
+    return PreservedAnalyses::none();
+  }
+};
+
 struct UnifyPass : PassInfoMixin<UnifyPass> {
   PreservedAnalyses run(Module &M, ModuleAnalysisManager &Analyses) {
     if (!unify::checkMigratable(M))
       report_fatal_error("not migratable", /*gen_crash_diag=*/false);
     unify::numberLabels(M);
+    unify::gatherThreadLocals(M);
     unify::simplifySignatures(M);
     unify::separate(M);
     unify::applyConvention(M);
@@ -46,9 +57,12 @@ extern "C" LLVM_ATTRIBUTE_WEAK PassPluginLibraryInfo llvmGetPassPluginInfo() {
   return {LLVM_PLUGIN_API_VERSION, "unifying-pass", "1", [](PassBuilder &Builder) {
             Builder.registerPipelineParsingCallback(
                 [](StringRef Name, ModulePassManager &Manager, ArrayRef<PassBuilder::PipelineElement>) {
-                  if (Name != "unify")
+                  if (Name == "unify")
+                    Manager.addPass(UnifyPass());
+                  else if (Name == "lower-dynamic")
+                    Manager.addPass(LowerDynamicPass());
+                  else
                     return false;
-                  Manager.addPass(UnifyPass());
                   return true;
                 });
           }};

@@ -20,10 +20,6 @@ static StringRef reasonAgainst(const Instruction &I) {
     return "C++ exceptions";
   if (isa<CallBrInst>(I))
     return "inline assembly";
-  if (const auto *Alloca = dyn_cast<AllocaInst>(&I))
-    return !Alloca->isStaticAlloca()        ? "a variable-length array or alloca"
-           : Alloca->getAlign() > Align(16) ? "a local variable aligned to more than 16 bytes"
-                                            : "";
   const auto *Call = dyn_cast<CallInst>(&I);
   if (!Call)
     return "";
@@ -38,8 +34,8 @@ static StringRef reasonAgainst(const Instruction &I) {
 bool checkMigratable(Module &M) {
   bool Good = true;
   for (GlobalVariable &G : M.globals())
-    if (G.isThreadLocal())
-      Good = report(G.getName(), "a thread-local variable");
+    if (G.isThreadLocal() && G.isDeclaration() && !G.use_empty())
+      Good = report(G.getName(), "a thread-local variable that is defined nowhere");
   for (Function &F : M)
     for (Instruction &I : instructions(F))
       if (StringRef Reason = reasonAgainst(I); !Reason.empty())

@@ -7,6 +7,8 @@ using namespace llvm;
 namespace unify {
 
 static std::string sectionOf(const GlobalVariable &G) {
+  if (G.getName() == "unified.tls")
+    return ".u.tdata.unified.tls";
   const char *Kind = G.isConstant() ? ".u.rodata." : G.getInitializer()->isNullValue() ? ".bss.u." : ".u.data.";
   return Kind + G.getName().str();
 }

@@ -1,4 +1,10 @@
-// Arguments come in x20 to x26 (preserve_none); no register but x29 and sp need survive.
+// Arguments come in x20 to x27 (preserve_none); no register but x29 and sp need survive.
+
+// Which system calls x86-64 has, too.
+.section .rodata,"a",@progbits
+unified_numbers:
+#include "numbers.h"
+
 // A record of the table of sites (transform/sites.py) for the instruction that follows.
 .macro SITE number, kind
 8:	.pushsection .unified.sites,"",@progbits
@@ -7,10 +13,46 @@
 	.popsection
 .endm
 
-.section .text._start,"ax",@progbits
-.globl _start
-.type _start,@function
-_start:
+.macro BEGIN name
+	.section .text.\name,"ax",@progbits
+	.globl \name
+	.type \name,@function
+\name:
+.endm
+
+// The same system calls as on x86-64, and those that wait for events at the same site.
+.macro SYSTEM_CALL plain, wait
+	cmp x20,#unified_numbers_count
+	b.hs 91f
+	adrp x9,unified_numbers
+	add x9,x9,:lo12:unified_numbers
+	ldrsh w9,[x9,x20,lsl #1]
+	tbnz w9,#31,91f
+	mov x8,x20
+	mov x0,x21
+	mov x1,x22
+	mov x2,x23
+	mov x3,x24
+	mov x4,x25
+	mov x5,x26
+	cmp x20,#22 // epoll_pwait
+	mov w9,#441 // epoll_pwait2
+	ccmp x20,x9,#4,ne
+	b.ne 1f
+	SITE \wait, 4
+	svc #0
+	b 90f
+1:	SITE \plain, 3
+	svc #0
+.endm
+
+.macro SYSTEM_CALL_END
+90:	ret
+91:	mov x0,#-38 // ENOSYS
+	ret
+.endm
+
+BEGIN _start
 	mov x29,#0
 	mov x30,#0
 	mov x20,sp
@@ -19,30 +61,61 @@ _start:
 	brk #1
 .size _start,.-_start
 
-.section .text.__unified_syscall,"ax",@progbits
-.globl __unified_syscall
-.type __unified_syscall,@function
-__unified_syscall:
-	mov x8,x20
-	mov x0,x21
-	mov x1,x22
-	mov x2,x23
-	mov x3,x24
-	mov x4,x25
-	mov x5,x26
-	SITE 0x80000000, 3
-	svc #0
+// The program begins on another stack, which has its arguments.
+BEGIN __unified_enter
+	and sp,x20,#-16
+	mov x29,#0
+	mov x30,#0
+	bl __unified_main
+	brk #1
+.size __unified_enter,.-__unified_enter
+
+BEGIN __unified_is_x86
+	mov w0,#0
 	ret
+.size __unified_is_x86,.-__unified_is_x86
+
+BEGIN __unified_syscall
+	SYSTEM_CALL 0x80000000, 0x80000001
+	SYSTEM_CALL_END
 .size __unified_syscall,.-__unified_syscall
 
-.section .text.__set_thread_area,"ax",@progbits
-.globl __set_thread_area
-.type __set_thread_area,@function
-__set_thread_area:
+// __syscall_cp_asm(&self->cancel, number, six arguments)
+BEGIN __syscall_cp_asm
+.globl __cp_begin, __cp_end, __cp_cancel
+__cp_begin:
+	ldr w9,[x20]
+	cbnz w9,__cp_cancel
+	mov x20,x21
+	mov x21,x22
+	mov x22,x23
+	mov x23,x24
+	mov x24,x25
+	mov x25,x26
+	mov x26,x27
+	SYSTEM_CALL 0x80000002, 0x80000003
+__cp_end:
+	SYSTEM_CALL_END
+__cp_cancel:
+	b __cancel
+.size __syscall_cp_asm,.-__syscall_cp_asm
+
+BEGIN __set_thread_area
 	msr tpidr_el0,x20
 	mov x0,#0
 	ret
 .size __set_thread_area,.-__set_thread_area
+
+// Where the kernel calls every handler: in C's convention, the number, the siginfo and the context.
+BEGIN __unified_handler
+	stp x29,x30,[sp,#-16]!
+	sxtw x20,w0
+	mov x21,x1
+	mov x22,x2
+	bl __unified_deliver
+	ldp x29,x30,[sp],#16
+	ret
+.size __unified_handler,.-__unified_handler
 
 .section .text.__restore_rt,"ax",@progbits
 .globl __restore, __restore_rt
@@ -52,10 +125,7 @@ __restore_rt:
 	svc #0
 
 // __clone(function, stack, flags, argument, ...): ptid, tls and ctid are in a buffer, as variable arguments are
-.section .text.__clone,"ax",@progbits
-.globl __clone
-.type __clone,@function
-__clone:
+BEGIN __clone
 	and x1,x21,#-16
 	uxtw x0,w22
 	ldp x2,x3,[x24]
@@ -72,9 +142,7 @@ __clone:
 	svc #0
 .size __clone,.-__clone
 
-.section .text.__unmapself,"ax",@progbits
-.globl __unmapself
-__unmapself:
+BEGIN __unmapself
 	mov x0,x20
 	mov x1,x21
 	mov x8,#215
@@ -82,50 +150,56 @@ __unmapself:
 	mov x0,#0
 	mov x8,#93
 	svc #0
+.size __unmapself,.-__unmapself
 
-// __syscall_cp_asm(&self->cancel, number, six arguments)
-.section .text.__syscall_cp_asm,"ax",@progbits
-.globl __syscall_cp_asm, __cp_begin, __cp_end, __cp_cancel
-.type __syscall_cp_asm,@function
-__syscall_cp_asm:
-__cp_begin:
-	ldr w9,[x20]
-	cbnz w9,__cp_cancel
-	mov x20,x21
-	mov x21,x22
-	mov x22,x23
-	mov x23,x24
-	mov x24,x25
-	mov x25,x26
-	mov x26,x27
-	b __unified_syscall
-__cp_end:
-	ret
-__cp_cancel:
-	b __cancel
-
-.section .text.__unified_setjmp,"ax",@progbits
-.globl __unified_setjmp
-.type __unified_setjmp,@function
-__unified_setjmp:
+// What a jmp_buf holds: frame and stack pointer, number of the site, end of the side stack.
+BEGIN __unified_setjmp
 	mov x9,sp
 	stp x29,x9,[x20]
-	str x21,[x20,#16]
+	mrs x10,tpidr_el0
+	ldr x10,[x10,#8]
+	stp x21,x10,[x20,#16]
 	mov x0,#0
 	ret
+.size __unified_setjmp,.-__unified_setjmp
 
-.section .text.longjmp,"ax",@progbits
-.globl longjmp, _longjmp
-.type longjmp,@function
-longjmp:
+BEGIN longjmp
+.globl _longjmp
 _longjmp:
 	cmp w21,#0
 	csinc w0,w21,wzr,ne
 	ldp x29,x9,[x20]
 	mov sp,x9
-	ldr x10,[x20,#16]
+	ldp x10,x12,[x20,#16]
+	mrs x11,tpidr_el0
+	str x12,[x11,#8]
 	adrp x11,unified_sites
 	add x11,x11,:lo12:unified_sites
 	add x11,x11,#8
 	ldr x11,[x11,x10,lsl #3]
 	br x11
+.size longjmp,.-longjmp
+
+// Rounding, FPCR's bits 22 and 23, and exceptions, FPSR's 0 to 4.
+BEGIN __unified_get_fenv
+	mrs x9,fpcr
+	mrs x10,fpsr
+	and x9,x9,#0xc00000
+	and x10,x10,#0x1f
+	orr x0,x9,x10
+	ret
+.size __unified_get_fenv,.-__unified_get_fenv
+
+BEGIN __unified_set_fenv
+	mrs x9,fpcr
+	mrs x10,fpsr
+	and x11,x20,#0xc00000
+	bic x9,x9,#0xc00000
+	orr x9,x9,x11
+	msr fpcr,x9
+	and x11,x20,#0x1f
+	bic x10,x10,#0x1f
+	orr x10,x10,x11
+	msr fpsr,x10
+	ret
+.size __unified_set_fenv,.-__unified_set_fenv
