@@ -16,8 +16,8 @@ from imgwire.errors import UsageError
 from transform.errors import TransformError
 from transform.sites import Kind, read_sites
 
-#: Whose callees have the outermost frame of a thread.
-_STARTS = ("_start", "__clone")
+#: Whose callees have the outermost frame of a thread: on the stack that the program is given, and on that of a thread.
+_STARTS = ("__unified_enter", "__clone")
 _MACHINE = "EM_X86_64" if NATIVE is X86_64 else "EM_AARCH64"
 
 
