@@ -10,7 +10,10 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from toolchain.tools import ToolError
-from transform.sites import HEAD_SIZE, SECTION, Kind, pack_sites, unpack_records
+from transform.sites import HEAD_SIZE, SECTION, pack_sites, unpack_records
+
+#: The number of the frame in the runtime, which has none.
+NO_FRAME = 0xFFFFFFFF
 
 
 def finish_sites(executable: Path, sizes: Mapping[int, int]) -> None:
@@ -22,7 +25,7 @@ def finish_sites(executable: Path, sizes: Mapping[int, int]) -> None:
         sites = unpack_records(section.data()[HEAD_SIZE:])
         if len({site.id for site in sites}) != len(sites):
             raise ToolError(f"{executable}: two sites have one number")
-        own = (Kind.CALL, Kind.POLL)
-        packed = pack_sites(replace(one, frame=sizes[one.frame]) if one.kind in own else one for one in sites)
+        known = {**sizes, NO_FRAME: 0}
+        packed = pack_sites(replace(one, frame=known[one.frame]) for one in sites)
         file.seek(section["sh_offset"])
         file.write(packed)

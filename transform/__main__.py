@@ -31,9 +31,11 @@ def run(
         list[str] | None,
         typer.Option(metavar="OLD:NEW", help="TCP sockets that listen on port OLD listen on NEW."),
     ] = None,
+    arch: Annotated[str, typer.Option(help="x86-64 or aarch64: the ISA that the process changes to.")] = "",
+    binaries: Annotated[Path | None, typer.Option(help="With --arch: DIR/bin has both executables.")] = None,
 ) -> None:
     """Copy the images of a dump from DIR_IN to DIR_OUT, transformed. `imgtransform show FILE` prints one as JSON."""
-    chain = Chain(transforms(map_path or (), tcp_listen_remap or ()))
+    chain = Chain(transforms(map_path or (), tcp_listen_remap or (), arch, binaries))
     transform_directory(dir_in, dir_out, chain)
     for warning in chain.warnings:
         print(f"imgtransform: {warning}", file=sys.stderr)

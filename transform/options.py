@@ -1,18 +1,27 @@
 """Transforms from the options of a command line: the same for the offline command and for a session."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from transform.chain import Transform
+from transform.errors import OptionError
+from transform.isa.change import ChangeOfIsa
 from transform.path_map import Mapping, PathMap
 from transform.port_map import PortMap, parse_port_maps
 
 
-def transforms(map_path: Sequence[str] = (), tcp_listen_remap: Sequence[str] = ()) -> list[Transform]:
-    """The transforms that the values of `--map-path` and `--tcp-listen-remap` ask for, none without values.
+def transforms(
+    map_path: Sequence[str] = (), tcp_listen_remap: Sequence[str] = (), arch: str = "", binaries: Path | None = None
+) -> list[Transform]:
+    """The transforms that `--arch`, `--map-path` and `--tcp-listen-remap` ask for, none without values.
 
     Transforms keep state: make new ones for each dump. `OptionError` for a value that is wrong.
     """
     chosen: list[Transform] = []
+    if arch:
+        if binaries is None:
+            raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")
+        chosen.append(ChangeOfIsa(arch, binaries))
     if map_path:
         chosen.append(PathMap([Mapping.parse(value) for value in map_path]))
     if tcp_listen_remap:

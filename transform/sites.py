@@ -43,7 +43,7 @@ class Site:
     id: int
     kind: Kind
     frame: int = 0
-    target: int = 0  #: of a POLL, else 0
+    target: int = 0  #: of a POLL; of a SYSCALL or WAIT the entry of the stub, from which the call can be made again
 
 
 def pack_sites(sites: Iterable[Site]) -> bytes:

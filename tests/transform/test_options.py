@@ -18,7 +18,7 @@ def test_options_choose_transforms() -> None:
     assert not any(transform.needs_memory for transform in everything)
 
 
-@pytest.mark.parametrize("options", [{"map_path": ["x"]}, {"tcp_listen_remap": ["x"]}])
-def test_wrong_values_are_refused(options: dict[str, list[str]]) -> None:
+@pytest.mark.parametrize("options", [(["x"], [], ""), ([], ["x"], ""), ([], [], "aarch64")])
+def test_wrong_values_are_refused(options: tuple[list[str], list[str], str]) -> None:
     with pytest.raises(OptionError):
-        transforms(**options)
+        transforms(*options)

@@ -5,11 +5,12 @@
 unified_numbers:
 #include "numbers.h"
 
-// A record of the table of sites (transform/sites.py) for the instruction that follows.
-.macro SITE number, kind
+// A record of the table of sites (transform/sites.py) for the instruction that follows. `again`: where the system call
+// can be made again. Frame ~0 says that the runtime has none.
+.macro SITE number, kind, again=0
 8:	.pushsection .unified.sites,"",@progbits
-	.quad 8b, 0
-	.long \number, 0, \kind, 0
+	.quad 8b, \again
+	.long \number, ~0, \kind, 0
 	.popsection
 .endm
 
@@ -22,6 +23,7 @@ unified_numbers:
 
 // The same system calls as on x86-64, and those that wait for events at the same site.
 .macro SYSTEM_CALL plain, wait
+92:
 	cmp x20,#unified_numbers_count
 	b.hs 91f
 	adrp x9,unified_numbers
@@ -39,10 +41,10 @@ unified_numbers:
 	mov w9,#441 // epoll_pwait2
 	ccmp x20,x9,#4,ne
 	b.ne 1f
-	SITE \wait, 4
+	SITE \wait, 4, 92b
 	svc #0
 	b 90f
-1:	SITE \plain, 3
+1:	SITE \plain, 3, 92b
 	svc #0
 .endm
 
@@ -58,6 +60,7 @@ BEGIN _start
 	mov x20,sp
 	and sp,x20,#-16
 	bl _start_c
+	SITE 0x80000010, 1
 	brk #1
 .size _start,.-_start
 
@@ -67,6 +70,7 @@ BEGIN __unified_enter
 	mov x29,#0
 	mov x30,#0
 	bl __unified_main
+	SITE 0x80000011, 1
 	brk #1
 .size __unified_enter,.-__unified_enter
 
@@ -138,6 +142,7 @@ BEGIN __clone
 	mov x9,x20
 	mov x20,x23
 	blr x9
+	SITE 0x80000012, 1
 	mov x8,#93
 	svc #0
 .size __clone,.-__clone

@@ -1,10 +1,11 @@
 // Arguments come in r12, r13, r14, r15, rdi, rsi, rdx, rcx (preserve_none); no register but rbp and rsp need survive.
 
-// A record of the table of sites (transform/sites.py) for the instruction that follows.
-.macro SITE number, kind
+// A record of the table of sites (transform/sites.py) for the instruction that follows. `again`: where the system call
+// can be made again. Frame ~0 says that the runtime has none.
+.macro SITE number, kind, again=0
 8:	.pushsection .unified.sites,"",@progbits
-	.quad 8b, 0
-	.long \number, 0, \kind, 0
+	.quad 8b, \again
+	.long \number, ~0, \kind, 0
 	.popsection
 .endm
 
@@ -31,6 +32,7 @@
 // A system call with aarch64's number and structures: r12 to r15 and what they mean stay, the kernel's registers are
 // filled. Calls that end at once, and are converted, have an instruction of their own, which is no site.
 .macro SYSTEM_CALL plain, wait
+92:
 	cmpq $unified_numbers_count,%r12
 	jae 91f
 	movswq unified_numbers(,%r12,2),%rax
@@ -61,7 +63,7 @@
 	je 14f
 	cmpq $441,%r12 // epoll_pwait2
 	jne 1f
-16:	SITE \wait, 4
+16:	SITE \wait, 4, 92b
 	syscall
 	jmp 17f
 12:	SWAP_FLAGS %esi
@@ -71,7 +73,7 @@
 	cmpl $4,%esi // F_SETFL
 	jne 1f
 11:	SWAP_FLAGS %edx
-1:	SITE \plain, 3
+1:	SITE \plain, 3, 92b
 	syscall
 .endm
 
@@ -116,6 +118,7 @@ BEGIN _start
 	movq %rsp,%r12
 	andq $-16,%rsp
 	call _start_c
+	SITE 0x80000010, 1
 	hlt
 .size _start,.-_start
 
@@ -125,6 +128,7 @@ BEGIN __unified_enter
 	xorl %ebp,%ebp
 	andq $-16,%rsp
 	call __unified_main
+	SITE 0x80000011, 1
 	hlt
 .size __unified_enter,.-__unified_enter
 
@@ -206,6 +210,7 @@ BEGIN __clone
 	movq %r12,%rax
 	movq %r15,%r12
 	call *%rax
+	SITE 0x80000012, 1
 	movl %eax,%edi
 	movl $60,%eax
 	syscall

@@ -225,6 +225,11 @@ class RegistersX86(_message.Message):
     SS_FIELD_NUMBER: _builtins.int
     FS_BASE_FIELD_NUMBER: _builtins.int
     GS_BASE_FIELD_NUMBER: _builtins.int
+    DS_FIELD_NUMBER: _builtins.int
+    ES_FIELD_NUMBER: _builtins.int
+    FS_FIELD_NUMBER: _builtins.int
+    GS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
     r15: _builtins.int
     r14: _builtins.int
     r13: _builtins.int
@@ -248,6 +253,11 @@ class RegistersX86(_message.Message):
     ss: _builtins.int
     fs_base: _builtins.int
     gs_base: _builtins.int
+    ds: _builtins.int
+    es: _builtins.int
+    fs: _builtins.int
+    gs: _builtins.int
+    mode: _builtins.int
     def __init__(
         self,
         *,
@@ -274,14 +284,144 @@ class RegistersX86(_message.Message):
         ss: _builtins.int | None = ...,
         fs_base: _builtins.int | None = ...,
         gs_base: _builtins.int | None = ...,
+        ds: _builtins.int | None = ...,
+        es: _builtins.int | None = ...,
+        fs: _builtins.int | None = ...,
+        gs: _builtins.int | None = ...,
+        mode: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ax", b"ax", "bp", b"bp", "bx", b"bx", "cs", b"cs", "cx", b"cx", "di", b"di", "dx", b"dx", "flags", b"flags", "fs_base", b"fs_base", "gs_base", b"gs_base", "ip", b"ip", "orig_ax", b"orig_ax", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "si", b"si", "sp", b"sp", "ss", b"ss"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ax", b"ax", "bp", b"bp", "bx", b"bx", "cs", b"cs", "cx", b"cx", "di", b"di", "ds", b"ds", "dx", b"dx", "es", b"es", "flags", b"flags", "fs", b"fs", "fs_base", b"fs_base", "gs", b"gs", "gs_base", b"gs_base", "ip", b"ip", "mode", b"mode", "orig_ax", b"orig_ax", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "si", b"si", "sp", b"sp", "ss", b"ss"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ax", b"ax", "bp", b"bp", "bx", b"bx", "cs", b"cs", "cx", b"cx", "di", b"di", "dx", b"dx", "flags", b"flags", "fs_base", b"fs_base", "gs_base", b"gs_base", "ip", b"ip", "orig_ax", b"orig_ax", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "si", b"si", "sp", b"sp", "ss", b"ss"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ax", b"ax", "bp", b"bp", "bx", b"bx", "cs", b"cs", "cx", b"cx", "di", b"di", "ds", b"ds", "dx", b"dx", "es", b"es", "flags", b"flags", "fs", b"fs", "fs_base", b"fs_base", "gs", b"gs", "gs_base", b"gs_base", "ip", b"ip", "mode", b"mode", "orig_ax", b"orig_ax", "r10", b"r10", "r11", b"r11", "r12", b"r12", "r13", b"r13", "r14", b"r14", "r15", b"r15", "r8", b"r8", "r9", b"r9", "si", b"si", "sp", b"sp", "ss", b"ss"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegistersX86: _TypeAlias = RegistersX86  # noqa: Y015
+
+@_typing.final
+class XsaveX86(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    XSTATE_BV_FIELD_NUMBER: _builtins.int
+    YMMH_SPACE_FIELD_NUMBER: _builtins.int
+    xstate_bv: _builtins.int
+    @_builtins.property
+    def ymmh_space(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        xstate_bv: _builtins.int | None = ...,
+        ymmh_space: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["xstate_bv", b"xstate_bv"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["xstate_bv", b"xstate_bv", "ymmh_space", b"ymmh_space"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___XsaveX86: _TypeAlias = XsaveX86  # noqa: Y015
+
+@_typing.final
+class FpRegistersX86(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CWD_FIELD_NUMBER: _builtins.int
+    SWD_FIELD_NUMBER: _builtins.int
+    TWD_FIELD_NUMBER: _builtins.int
+    FOP_FIELD_NUMBER: _builtins.int
+    RIP_FIELD_NUMBER: _builtins.int
+    RDP_FIELD_NUMBER: _builtins.int
+    MXCSR_FIELD_NUMBER: _builtins.int
+    MXCSR_MASK_FIELD_NUMBER: _builtins.int
+    ST_SPACE_FIELD_NUMBER: _builtins.int
+    XMM_SPACE_FIELD_NUMBER: _builtins.int
+    PADDING_FIELD_NUMBER: _builtins.int
+    XSAVE_FIELD_NUMBER: _builtins.int
+    cwd: _builtins.int
+    swd: _builtins.int
+    twd: _builtins.int
+    fop: _builtins.int
+    rip: _builtins.int
+    rdp: _builtins.int
+    mxcsr: _builtins.int
+    mxcsr_mask: _builtins.int
+    @_builtins.property
+    def st_space(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def xmm_space(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def padding(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def xsave(self) -> Global___XsaveX86: ...
+    def __init__(
+        self,
+        *,
+        cwd: _builtins.int | None = ...,
+        swd: _builtins.int | None = ...,
+        twd: _builtins.int | None = ...,
+        fop: _builtins.int | None = ...,
+        rip: _builtins.int | None = ...,
+        rdp: _builtins.int | None = ...,
+        mxcsr: _builtins.int | None = ...,
+        mxcsr_mask: _builtins.int | None = ...,
+        st_space: _abc.Iterable[_builtins.int] | None = ...,
+        xmm_space: _abc.Iterable[_builtins.int] | None = ...,
+        padding: _abc.Iterable[_builtins.int] | None = ...,
+        xsave: Global___XsaveX86 | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cwd", b"cwd", "fop", b"fop", "mxcsr", b"mxcsr", "mxcsr_mask", b"mxcsr_mask", "rdp", b"rdp", "rip", b"rip", "swd", b"swd", "twd", b"twd", "xsave", b"xsave"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cwd", b"cwd", "fop", b"fop", "mxcsr", b"mxcsr", "mxcsr_mask", b"mxcsr_mask", "padding", b"padding", "rdp", b"rdp", "rip", b"rip", "st_space", b"st_space", "swd", b"swd", "twd", b"twd", "xmm_space", b"xmm_space", "xsave", b"xsave"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FpRegistersX86: _TypeAlias = FpRegistersX86  # noqa: Y015
+
+@_typing.final
+class SegmentX86(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENTRY_NUMBER_FIELD_NUMBER: _builtins.int
+    BASE_ADDR_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    SEG_32BIT_FIELD_NUMBER: _builtins.int
+    CONTENTS_H_FIELD_NUMBER: _builtins.int
+    CONTENTS_L_FIELD_NUMBER: _builtins.int
+    READ_EXEC_ONLY_FIELD_NUMBER: _builtins.int
+    LIMIT_IN_PAGES_FIELD_NUMBER: _builtins.int
+    SEG_NOT_PRESENT_FIELD_NUMBER: _builtins.int
+    USABLE_FIELD_NUMBER: _builtins.int
+    entry_number: _builtins.int
+    base_addr: _builtins.int
+    limit: _builtins.int
+    seg_32bit: _builtins.bool
+    contents_h: _builtins.bool
+    contents_l: _builtins.bool
+    read_exec_only: _builtins.bool
+    limit_in_pages: _builtins.bool
+    seg_not_present: _builtins.bool
+    usable: _builtins.bool
+    def __init__(
+        self,
+        *,
+        entry_number: _builtins.int | None = ...,
+        base_addr: _builtins.int | None = ...,
+        limit: _builtins.int | None = ...,
+        seg_32bit: _builtins.bool | None = ...,
+        contents_h: _builtins.bool | None = ...,
+        contents_l: _builtins.bool | None = ...,
+        read_exec_only: _builtins.bool | None = ...,
+        limit_in_pages: _builtins.bool | None = ...,
+        seg_not_present: _builtins.bool | None = ...,
+        usable: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["base_addr", b"base_addr", "contents_h", b"contents_h", "contents_l", b"contents_l", "entry_number", b"entry_number", "limit", b"limit", "limit_in_pages", b"limit_in_pages", "read_exec_only", b"read_exec_only", "seg_32bit", b"seg_32bit", "seg_not_present", b"seg_not_present", "usable", b"usable"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_addr", b"base_addr", "contents_h", b"contents_h", "contents_l", b"contents_l", "entry_number", b"entry_number", "limit", b"limit", "limit_in_pages", b"limit_in_pages", "read_exec_only", b"read_exec_only", "seg_32bit", b"seg_32bit", "seg_not_present", b"seg_not_present", "usable", b"usable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SegmentX86: _TypeAlias = SegmentX86  # noqa: Y015
 
 @_typing.final
 class ThreadInfoX86(_message.Message):
@@ -289,18 +429,26 @@ class ThreadInfoX86(_message.Message):
 
     CLEAR_TID_ADDR_FIELD_NUMBER: _builtins.int
     GPREGS_FIELD_NUMBER: _builtins.int
+    FPREGS_FIELD_NUMBER: _builtins.int
+    TLS_FIELD_NUMBER: _builtins.int
     clear_tid_addr: _builtins.int
     @_builtins.property
     def gpregs(self) -> Global___RegistersX86: ...
+    @_builtins.property
+    def fpregs(self) -> Global___FpRegistersX86: ...
+    @_builtins.property
+    def tls(self) -> _containers.RepeatedCompositeFieldContainer[Global___SegmentX86]: ...
     def __init__(
         self,
         *,
         clear_tid_addr: _builtins.int | None = ...,
         gpregs: Global___RegistersX86 | None = ...,
+        fpregs: Global___FpRegistersX86 | None = ...,
+        tls: _abc.Iterable[Global___SegmentX86] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "gpregs", b"gpregs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "fpregs", b"fpregs", "gpregs", b"gpregs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "gpregs", b"gpregs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "fpregs", b"fpregs", "gpregs", b"gpregs", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,26 +484,56 @@ class RegistersAarch64(_message.Message):
 Global___RegistersAarch64: _TypeAlias = RegistersAarch64  # noqa: Y015
 
 @_typing.final
+class FpRegistersAarch64(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VREGS_FIELD_NUMBER: _builtins.int
+    FPSR_FIELD_NUMBER: _builtins.int
+    FPCR_FIELD_NUMBER: _builtins.int
+    fpsr: _builtins.int
+    fpcr: _builtins.int
+    @_builtins.property
+    def vregs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        vregs: _abc.Iterable[_builtins.int] | None = ...,
+        fpsr: _builtins.int | None = ...,
+        fpcr: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["fpcr", b"fpcr", "fpsr", b"fpsr"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fpcr", b"fpcr", "fpsr", b"fpsr", "vregs", b"vregs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FpRegistersAarch64: _TypeAlias = FpRegistersAarch64  # noqa: Y015
+
+@_typing.final
 class ThreadInfoAarch64(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CLEAR_TID_ADDR_FIELD_NUMBER: _builtins.int
     TLS_FIELD_NUMBER: _builtins.int
     GPREGS_FIELD_NUMBER: _builtins.int
+    FPSIMD_FIELD_NUMBER: _builtins.int
     clear_tid_addr: _builtins.int
     tls: _builtins.int
     @_builtins.property
     def gpregs(self) -> Global___RegistersAarch64: ...
+    @_builtins.property
+    def fpsimd(self) -> Global___FpRegistersAarch64: ...
     def __init__(
         self,
         *,
         clear_tid_addr: _builtins.int | None = ...,
         tls: _builtins.int | None = ...,
         gpregs: Global___RegistersAarch64 | None = ...,
+        fpsimd: Global___FpRegistersAarch64 | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "gpregs", b"gpregs", "tls", b"tls"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "fpsimd", b"fpsimd", "gpregs", b"gpregs", "tls", b"tls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "gpregs", b"gpregs", "tls", b"tls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["clear_tid_addr", b"clear_tid_addr", "fpsimd", b"fpsimd", "gpregs", b"gpregs", "tls", b"tls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

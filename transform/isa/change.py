@@ -1,0 +1,162 @@
+"""The transform: everything in a dump that is of the source's ISA becomes the target's.
+
+core, mm, files and pagemap images are held; at the end of the dump every thread is read, the return addresses on its
+stack and, in the code that CRIU itself has touched, the bytes of the executable are replaced, and the images are
+written anew. All else, pages above all, passes as it is. Any doubt is an error: nothing is declared complete then, and
+the process runs on at the source.
+"""
+
+import posixpath
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transform.chain import EndOfDump
+from transform.errors import OptionError, TransformError
+from transform.images.codec import Image, decode
+from transform.images.pagemap import task_of
+from transform.images.proto import memory_pb2, task_pb2
+from transform.isa import aarch64, x86_64
+from transform.isa.address_space import below_limit, change_mm, present_extents
+from transform.isa.frames import Words, translate, translated
+from transform.isa.open_files import executable_of, swap_all
+from transform.isa.pair import MACHINES, Pair
+from transform.isa.thread import Place, Thread
+from transform.memory import VMA_FILE_PRIVATE, Memory
+
+FILES = "files.img"
+TASK_ALIVE, TASK_DEAD, TASK_STOPPED = 1, 2, 3
+"""States of a task, as in CRIU's compel/include/uapi/task-state.h."""
+PROT_WRITE = 2
+_ISAS = {x86_64.MACHINE: x86_64.NAME, aarch64.MACHINE: aarch64.NAME}
+
+
+class ChangeOfIsa:
+    """To the ISA `target`, with the pairs in `binaries`. `resume`: what is stopped in the dump runs in the new one."""
+
+    name = "change of ISA"
+    needs_memory = True
+    warnings: tuple[str, ...] = ()
+
+    def __init__(self, target: str, binaries: Path, *, resume: bool = False) -> None:
+        """`OptionError` for an ISA that is not known or a directory that is not there."""
+        if target not in MACHINES:
+            raise OptionError(f"--arch {target}: not known; give {' or '.join(MACHINES)}")
+        if not (binaries / "bin").is_dir():
+            raise OptionError(f"--binaries {binaries}: has no directory bin; give one that `hetcc --layout` has made")
+        self._target, self._binaries, self._resume = target, binaries, resume
+        self._source = next(isa for isa in MACHINES if isa != target)
+        self._pairs: dict[str, Pair] = {}
+
+    def check(self, executable: Path) -> None:
+        """Before anything is frozen: `TransformError` if this executable has no pair there."""
+        self._named(executable.name)
+
+    def wants(self, image: str) -> bool:
+        return image == FILES or image.startswith(("core-", "mm-")) or task_of(image) is not None
+
+    def transform(self, image: str, data: bytes) -> None:
+        """Every image is held. `TransformError` for a dump that is not of the source's ISA, as soon as it is seen."""
+        if image.startswith("core-"):
+            for core in decode(image, data).messages(task_pb2.Core):
+                if _ISAS.get(core.mtype) != self._source:
+                    raise TransformError(f"{image}: is of {_ISAS.get(core.mtype, 'another ISA')}, not {self._source}")
+
+    def finish(self, dump: EndOfDump) -> dict[str, bytes]:
+        """All held images of the target's ISA; pages are patched. `TransformError` for whatever cannot be changed."""
+        files = decode(FILES, dump.images[FILES])
+        results: dict[str, Image] = {FILES: files}
+        done = {}
+        executables: dict[int, Pair] = {}
+        for task, threads in _tasks(dump):
+            cores = {tid: decode(f"core-{tid}.img", dump.images[f"core-{tid}.img"]) for tid in threads}
+            results |= {image.name: image for image in cores.values()}
+            if f"mm-{task}.img" in dump.images:
+                memory, mm = dump.memory(task), decode(f"mm-{task}.img", dump.images[f"mm-{task}.img"])
+                results[mm.name] = mm
+                pair = self._pair_of(files, mm.messages(memory_pb2.Mm)[0].exe_file_id, executables)
+                self._change_threads(cores, memory, pair)
+                self._change_memory(mm, memory, pair, dump.images[f"pagemap-{task}.img"])
+                done[f"pagemap-{task}.img"] = self._pagemap(f"pagemap-{task}.img", dump)
+            for image in cores.values():
+                self._change_state(image)
+        swap_all(files)
+        for number, pair in executables.items():
+            executable_of(files, number).size = pair.target.size
+        return {name: image.encode() for name, image in results.items()} | done
+
+    def _pagemap(self, name: str, dump: EndOfDump) -> bytes:
+        data = dump.images[name]
+        return below_limit(name, data) if self._target == x86_64.NAME else data
+
+    def _pair_of(self, files: Image, number: int, executables: dict[int, Pair]) -> Pair:
+        if number not in executables:
+            path = executable_of(files, number).name.decode(errors="surrogateescape")
+            executables[number] = pair = self._named(posixpath.basename(path))
+            size = executable_of(files, number).size
+            if size != pair.source.size:
+                here = pair.source
+                raise TransformError(f"{path}: has {size} bytes in the dump, but {here.path} has {here.size}")
+        return executables[number]
+
+    def _named(self, name: str) -> Pair:
+        name = name.removesuffix(f"_{self._source}")
+        if name not in self._pairs:
+            self._pairs[name] = Pair.read(self._binaries, name, self._source, self._target)
+        return self._pairs[name]
+
+    # ---- threads ----
+
+    def _change_threads(self, cores: dict[int, Image], memory: Memory, pair: Pair) -> None:
+        words = Words(memory)
+        for tid, image in cores.items():
+            (core,) = image.messages(task_pb2.Core)
+            if not (core.HasField("thread_info") or core.HasField("ti_aarch64")):
+                continue
+            who = f"thread {tid}"
+            thread = self._read(core, pair, words.read, who)
+            translate(words, thread.frame, pair, who)
+            link = translated(thread.link, pair, who) if thread.place is not Place.AFTER_CALL else 0
+            for address, value in self._write(core, thread, link, pair).items():
+                words.write(address, value)
+        words.flush()
+
+    def _read(self, core: task_pb2.Core, pair: Pair, read: Callable[[int], int], who: str) -> Thread:
+        if self._source == x86_64.NAME:
+            return x86_64.read_thread(core, pair.source, read, who)
+        return aarch64.read_thread(core, pair.source, who)
+
+    def _write(self, core: task_pb2.Core, thread: Thread, link: int, pair: Pair) -> dict[int, int]:
+        moved = thread.returning_to(link)
+        core.ClearField("thread_info" if self._source == x86_64.NAME else "ti_aarch64")
+        write = x86_64.write_thread if self._target == x86_64.NAME else aarch64.write_thread
+        return write(core, moved, pair.target)
+
+    def _change_state(self, image: Image) -> None:
+        for core in image.messages(task_pb2.Core):
+            core.mtype = x86_64.MACHINE if self._target == x86_64.NAME else aarch64.MACHINE
+            if self._resume and core.HasField("tc") and core.tc.task_state == TASK_STOPPED:
+                core.tc.task_state = TASK_ALIVE
+
+    # ---- memory ----
+
+    def _change_memory(self, image: Image, memory: Memory, pair: Pair, pagemap: bytes) -> None:
+        """The mm image, and the pages that are of one ISA: of the vDSO, and of code that CRIU has touched."""
+        (mm,) = image.messages(memory_pb2.Mm)
+        code = [(vma.start, vma.end) for vma in mm.vmas if _is_code(vma, mm.exe_file_id)]
+        blank = change_mm(mm, to_x86=self._target == x86_64.NAME)
+        name = f"pagemap-{memory.pid}.img"
+        for start, end in present_extents(name, pagemap, blank):
+            memory.write(start, bytes(end - start))
+        for start, end in present_extents(name, pagemap, code):
+            memory.write(start, pair.target.bytes_at(start, end - start))
+
+
+def _is_code(vma: memory_pb2.Vma, executable: int) -> bool:
+    """Whether it maps what of the executable is never written to: the program's pages there are the file's."""
+    return bool(vma.status & VMA_FILE_PRIVATE) and vma.shmid == executable and not vma.prot & PROT_WRITE
+
+
+def _tasks(dump: EndOfDump) -> list[tuple[int, Sequence[int]]]:
+    """Each process with the ids of its threads, itself among them."""
+    tree = decode("pstree.img", dump.images["pstree.img"]).messages(task_pb2.PstreeEntry)
+    return [(entry.pid, [tid for tid in entry.threads if f"core-{tid}.img" in dump.images]) for entry in tree]

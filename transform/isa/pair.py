@@ -1,0 +1,116 @@
+"""The two executables of one program, DIR/bin/NAME_x86-64 and DIR/bin/NAME_aarch64 as hetcc lays them out.
+
+What a thread or a stack names by an address of one is found in the other by the site's id; functions and variables
+have equal addresses. Their program headers are equal, so that the same bytes of both files are mapped to the same
+addresses.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from transform.errors import OptionError, TransformError
+from transform.isa.thread import Place
+from transform.sites import Kind, Site, read_sites
+
+MACHINES = {"x86-64": "EM_X86_64", "aarch64": "EM_AARCH64"}
+"""What ELF calls the ISAs that a process can change between, by our names of them."""
+
+FIRST_ERROR = 2**64 - 4095
+"""Results of system calls from here on are errors."""
+
+
+@dataclass(frozen=True)
+class Executable:
+    """One of the two."""
+
+    path: Path
+    size: int  #: of the file, in bytes
+    sites: Mapping[int, Site]  #: by address
+    by_id: Mapping[int, Site]
+    segments: tuple[tuple[int, ...], ...]
+    """Of each loaded one: offset in the file, address, bytes there, bytes in memory, flags."""
+    _contents: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path, isa: str) -> "Executable":
+        """OptionError for a file that is not there or not of this ISA; TransformError for one hetcc did not make."""
+        try:
+            with path.open("rb") as file:
+                elf = ELFFile(file)
+                machine = elf["e_machine"]
+                names = ("p_offset", "p_vaddr", "p_filesz", "p_memsz", "p_flags")
+                loaded = [one for one in elf.iter_segments() if one["p_type"] == "PT_LOAD"]
+                segments = tuple(tuple(one[name] for name in names) for one in loaded)
+        except OSError as error:
+            raise OptionError(f"--binaries: {path}: {error.strerror}; make the pair with hetcc --layout") from None
+        except ELFError as error:
+            raise OptionError(f"--binaries: {path}: no executable: {error}") from None
+        if machine != MACHINES[isa]:
+            raise OptionError(f"--binaries: {path}: is for {machine}, not for {isa}")
+        sites = read_sites(path)
+        contents = path.read_bytes()
+        return cls(
+            path, len(contents), {one.address: one for one in sites}, {one.id: one for one in sites}, segments, contents
+        )
+
+    def place(self, pc: int, syscall_length: int, result: int, who: str) -> tuple[Place, Site]:
+        """Where a thread at `pc` stands. TransformError, saying `who`, if it cannot change ISA there.
+
+        `result`: of a system call that has been made. Events that one has brought are not yet of the layout of both.
+        """
+        site = self.sites.get(pc)
+        if site is not None and site.kind is Kind.CALL:
+            return Place.AFTER_CALL, site
+        if site is not None and site.kind in (Kind.SYSCALL, Kind.WAIT):
+            return Place.BEFORE_SYSCALL, site
+        site = self.sites.get(pc - syscall_length)
+        if site is not None and (site.kind is Kind.SYSCALL or (site.kind is Kind.WAIT and result >= FIRST_ERROR)):
+            return Place.AFTER_SYSCALL, site
+        raise TransformError(
+            f"{who}: stands at {pc:#x}, where it cannot change ISA; stop it with `imgproxy trap` before the dump"
+        )
+
+    def address_of(self, site: int, place: Place, syscall_length: int) -> int:
+        """Where a thread of that description stands here; before a system call, at the entry of the stub."""
+        found = self.by_id[site]
+        if place is Place.AFTER_SYSCALL:
+            return found.address + syscall_length
+        return found.target if place is Place.BEFORE_SYSCALL else found.address
+
+    def bytes_at(self, address: int, length: int) -> bytes:
+        """What is mapped there when the program starts, zeroes where the file has nothing."""
+        for offset, start, in_file, in_memory, _ in self.segments:
+            first = start & ~0xFFF
+            if first <= address < start + in_memory:
+                begin, end = offset - (start - first) + (address - first), offset + in_file
+                return self._contents[begin : min(begin + length, end)].ljust(length, b"\0")
+        raise TransformError(f"{self.path}: has nothing at {address:#x}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Both."""
+
+    source: Executable
+    target: Executable
+
+    @classmethod
+    def read(cls, directory: Path, name: str, source: str, target: str) -> "Pair":
+        """Of the program `name`, from the ISA `source` to `target`. OptionError or TransformError if it is no pair."""
+        one, other = (Executable.read(directory / "bin" / f"{name}_{isa}", isa) for isa in (source, target))
+        if one.segments != other.segments:
+            raise TransformError(f"{one.path} and {other.path}: no pair: their segments differ")
+        if {(site.id, site.kind, site.frame) for site in one.sites.values()} != {
+            (site.id, site.kind, site.frame) for site in other.sites.values()
+        }:
+            raise TransformError(f"{one.path} and {other.path}: no pair: their sites differ")
+        return cls(one, other)
+
+    def return_address(self, address: int) -> int | None:
+        """The target's return address for one of the source's; None for what is none."""
+        site = self.source.sites.get(address)
+        return self.target.by_id[site.id].address if site is not None and site.kind is Kind.CALL else None
