@@ -5,16 +5,16 @@ All is in its own tables: the sites, and the symbols of the runtime.
 
 from dataclasses import dataclass
 from pathlib import Path
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
+from typing import TYPE_CHECKING
 
 from imgnode.ptrace import NATIVE, X86_64
 from imgproxy.stop_points import Points
 from imgwire.errors import UsageError
 from transform.errors import TransformError
 from transform.sites import Kind, read_sites
+
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
 
 #: Whose callees have the outermost frame of a thread: on the stack that the program is given, and on that of a thread.
 _STARTS = ("__unified_enter", "__clone")
@@ -31,6 +31,9 @@ class Program:
 
 def read_program(path: Path) -> Program:
     """Read an executable. UsageError for one that is not hetcc's, or not for this machine; OSError."""
+    from elftools.common.exceptions import ELFError  # here: every start of imgproxy would pay for it, by a tenth
+    from elftools.elf.elffile import ELFFile
+
     with path.open("rb") as file:
         name = path if path.name != "exe" else path.readlink()
         try:
@@ -47,7 +50,9 @@ def read_program(path: Path) -> Program:
             raise UsageError(f"{name}: hetcc did not make it, so there are no points to stop it at") from None
 
 
-def _program(path: Path, elf: ELFFile) -> Program:
+def _program(path: Path, elf: "ELFFile") -> Program:
+    from elftools.elf.sections import SymbolTableSection
+
     sites = read_sites(path)
     symbols = elf.get_section_by_name(".symtab")
     if not isinstance(symbols, SymbolTableSection):

@@ -14,9 +14,6 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
 from transform.errors import TransformError
 
 SECTION = ".unified.sites"
@@ -72,6 +69,9 @@ def unpack_records(data: bytes) -> list[Site]:
 
 def read_sites(executable: Path) -> list[Site]:
     """The sites of an executable by address. TransformError for a file that hetcc did not make."""
+    from elftools.common.exceptions import ELFError  # here: every start of imgproxy would pay for it, by a tenth
+    from elftools.elf.elffile import ELFFile
+
     try:
         with executable.open("rb") as file:
             section = ELFFile(file).get_section_by_name(SECTION)

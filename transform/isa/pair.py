@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
 from transform.errors import OptionError, TransformError
 from transform.isa.thread import Place
 from transform.sites import Kind, Site, read_sites
@@ -38,6 +35,9 @@ class Executable:
     @classmethod
     def read(cls, path: Path, isa: str) -> "Executable":
         """OptionError for a file that is not there or not of this ISA; TransformError for one hetcc did not make."""
+        from elftools.common.exceptions import ELFError  # here: every start of imgproxy would pay for it, by a tenth
+        from elftools.elf.elffile import ELFFile
+
         try:
             with path.open("rb") as file:
                 elf = ELFFile(file)
