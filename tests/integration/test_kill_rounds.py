@@ -3,7 +3,7 @@
 Like test_kill, with pre-dumps, in the middle of which and between which somebody dies. They are those of a fake CRIU,
 for this machine's kernel does not track changes; the dump, by the real one, comes to our page server, too.
 
-What continuous integration runs is a part: IMGPROXY_KILLS=5 runs 105.
+What continuous integration runs is a part: IMGPROXY_KILLS=10 runs 210.
 """
 
 import random
