@@ -109,9 +109,10 @@ class Points:
                     return frames, 0
             saved, returns = struct.unpack_from("<QQ", chunk, fp - start)
             frames += 1
+            if saved == 0 and any(first <= returns < end for first, end in self.starts):
+                return frames, None
             if returns not in self.sites:
-                outermost = saved == 0 and any(first <= returns < end for first, end in self.starts)
-                return frames, None if outermost else returns
+                return frames, returns
             if saved <= fp:
                 return frames, 0
             fp = saved
