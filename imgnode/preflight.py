@@ -191,17 +191,15 @@ def _free_space(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def problems(
-    source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need_restore: bool = True, arch: str = ""
-) -> list[str]:
+def problems(source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need_restore: bool = True) -> list[str]:
     """Why a process with `need_bytes` of pages cannot go from one node to the other: a line each, empty if it
     can.
 
     `need_restore`: the cache itself is asked to run the restore, rather than somebody who will call CRIU
-    there. `arch`: the ISA that the process changes to, "" if it stays what it is.
+    there.
     """
     found = [*_criu_problems(source, "source"), *_criu_problems(destination, "destination")]
-    found += machine_problems(source, destination, arch)
+    found += machine_problems(source, destination)
     found += _space_problems(destination, need_bytes)
     if need_restore and not destination.restore_allowed:
         found.append(
@@ -226,17 +224,17 @@ def _criu_problems(node: NodeFacts, where: str) -> list[str]:
     return []
 
 
-def machine_problems(source: NodeFacts, destination: NodeFacts, arch: str = "") -> list[str]:
-    """Why a process of one machine cannot run on the other, whoever moves it. `arch`: as in `problems`."""
-    found = _arch_problems(source.arch, destination.arch, arch.replace("-", "_"))
-    if found:
-        return found
+def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
+    """Why a process of one machine cannot run on the other, whoever moves it."""
+    if source.arch != destination.arch:
+        return [f"destination: it is {destination.arch}, the source {source.arch}: choose a node of the same kind"]
+    found = []
     if source.page_size != destination.page_size:
         found.append(
             f"destination: its pages have {destination.page_size} bytes, the source's {source.page_size}: "
             "choose a node whose kernel has the same"
         )
-    if not arch and source.cpu_features is not None and destination.cpu_features is not None:
+    if source.cpu_features is not None and destination.cpu_features is not None:
         missing = sorted(set(source.cpu_features) - set(destination.cpu_features))
         if missing:
             found.append(
@@ -244,21 +242,6 @@ def machine_problems(source: NodeFacts, destination: NodeFacts, arch: str = "") 
                 "choose a node that has them"
             )
     return found
-
-
-def _arch_problems(source: str, destination: str, wanted: str) -> list[str]:
-    if wanted and wanted != destination:
-        return [
-            f"destination: it is {destination}: give --arch {destination.replace('_', '-')}, or choose another node"
-        ]
-    if wanted and source == destination:
-        return [f"destination: it is {destination}, as the source is: leave --arch out"]
-    if not wanted and source != destination:
-        return [
-            f"destination: it is {destination}, the source {source}: choose a node of the same kind, or change the ISA "
-            "with --arch"
-        ]
-    return []
 
 
 def _space_problems(destination: NodeFacts, need_bytes: int) -> list[str]:

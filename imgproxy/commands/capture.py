@@ -73,8 +73,6 @@ def capture(
     dedup: given.Dedup = None,
     digest_pages: given.DigestPages = False,
     reconnect: given.Patience = 30.0,
-    arch: given.Arch = "",
-    binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
     journal: given.JournalDirectory = None,
@@ -100,7 +98,7 @@ def capture(
             raise UsageError("--page-server-port: a page server is there for pre-dumps; write --rounds, too")
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
-        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap, arch, binaries)
+        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
         if rounds:
             check_by_hand(here, address, wire, remote=remote, hook=hook)
             await warn_without_tracking()
@@ -129,7 +127,6 @@ def capture(
             dialer=given.dialer(address, tls, insecure=insecure),
             directory=here,
             journal=journals,
-            arch=arch,
             name=session,
             policy=HandoverPolicy(wait_for(wait_restored), timeout),
             compress=compress,
@@ -172,7 +169,7 @@ async def _run_capture(session: SourceSession) -> int:
 async def _check_machines(session: SourceSession) -> None:
     """What can be known before a person starts criu dump: whether the machines go together."""
     here = await gather(Criu("criu"))
-    found = machine_problems(here, session.destination, session.config.arch) if session.destination else []
+    found = machine_problems(here, session.destination) if session.destination else []
     if found:
         raise UsageError("; ".join(found))
 

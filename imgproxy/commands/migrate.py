@@ -21,7 +21,6 @@ from imgproxy.display import choose
 from imgproxy.handover import HandoverPolicy
 from imgproxy.migrate import LOG, MigrateConfig, check_lazy, check_process, migrate
 from imgproxy.session import SourceConfig, SourceSession
-from imgwire.errors import UsageError
 
 
 def migrate_command(
@@ -37,8 +36,6 @@ def migrate_command(
     dedup: given.Dedup = None,
     digest_pages: given.DigestPages = False,
     reconnect: given.Patience = 30.0,
-    arch: given.Arch = "",
-    binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
     journal: given.JournalDirectory = None,
@@ -63,11 +60,8 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
-        await trio.to_thread.run_sync(given.check_pair, pid, arch, binaries)
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         reached = given.dialer(parse_address(to), tls, insecure=insecure)
-        if lazy and arch:
-            raise UsageError("--arch: the ISA changes once all memory is over; leave --lazy out")
         if lazy:
             check_lazy(context.args, wait_restored=wait_restored, redials=reached.redials)
         policy = HandoverPolicy(
@@ -78,7 +72,6 @@ def migrate_command(
                 dialer=reached,
                 directory=directory,
                 journal=journals,
-                arch=arch,
                 name=session,
                 policy=policy,
                 compress=compress,
@@ -91,7 +84,7 @@ def migrate_command(
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
-            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap, arch, binaries))
+            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap))
             last.callback(source.forget)
             display = choose(as_json)
             try:

@@ -21,8 +21,7 @@ from imgproxy.one_way import OneWay, archive
 from imgproxy.original_wire import OriginalWire
 from imgwire.errors import UsageError
 from transform.chain import Chain
-from transform.errors import OptionError, TransformError
-from transform.isa.change import ChangeOfIsa
+from transform.errors import OptionError
 from transform.options import transforms
 
 _log = structlog.get_logger()
@@ -42,8 +41,6 @@ LimitRate = Annotated[str | None, typer.Option("--limit-rate", help="Bytes per s
 Dedup = Annotated[bool | None, typer.Option(help="Send no page that the cache has (no splice). Default: in rounds.")]
 DigestPages = Annotated[bool, typer.Option("--digest-pages", help="Check pages, too, by a digest (no splice).")]
 Patience = Annotated[float, typer.Option("--reconnect", help="Seconds that a cut of the link may last.")]
-Arch = Annotated[str, typer.Option("--arch", help="x86-64 or aarch64: the ISA that the process changes to.")]
-Binaries = Annotated[Path | None, typer.Option("--binaries", help="With --arch: DIR/bin has both executables.")]
 MapPath = Annotated[list[str] | None, typer.Option("--map-path", help="OLD:NEW, a path prefix; repeatable.")]
 Remap = Annotated[list[str] | None, typer.Option("--tcp-listen-remap", help="OLD:NEW ports; repeatable.")]
 JournalDirectory = Annotated[Path | None, typer.Option("--journal", help="Directory of the journal.")]
@@ -116,22 +113,12 @@ def dialer_from_journal(journal: Journal) -> Dialer:
     return dialer(parse_address(str(journal.fact("to"))), tls, insecure=True)
 
 
-def chain(map_path: list[str] | None, remap: list[str] | None, arch: str = "", binaries: Path | None = None) -> Chain:
+def chain(map_path: list[str] | None, remap: list[str] | None) -> Chain:
     """The transforms that were asked for."""
     try:
-        return Chain(transforms(map_path or (), remap or (), arch, binaries))
+        return Chain(transforms(map_path or (), remap or ()))
     except OptionError as error:
         raise UsageError(str(error)) from error
-
-
-def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
-    """That the process can change to `arch`, if it is to. UsageError."""
-    try:
-        for change in transforms(arch=arch, binaries=binaries):
-            assert isinstance(change, ChangeOfIsa)
-            change.check(Path(f"/proc/{pid}/exe").readlink())
-    except TransformError as error:
-        raise UsageError(f"nothing was frozen: {error}") from error
 
 
 def rate(text: str | None) -> int | None:
