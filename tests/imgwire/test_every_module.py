@@ -19,6 +19,6 @@ def modules(package: Path) -> set[str]:
 @pytest.mark.parametrize("package", ["imgwire", "transform"])
 def test_each_module_has_its_test_file(repo_root: Path, package: str) -> None:
     expected = {f"test_{name}.py" for name in modules(repo_root / package)}
-    there = {path.name for path in (repo_root / "tests" / package).glob("test_*.py")}
+    there = {path.name for path in (repo_root / "tests" / package).rglob("test_*.py")}
     assert expected, f"no modules found in {package}"
     assert not expected - there

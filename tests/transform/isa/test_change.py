@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.transform.isa.pairs import SEGMENTS, TEXT, executable, pair
+from tests.transform.isa.pairs import TEXT, pair
 from tests.transform.synthetic import BytesStore, extent, image, mm, pagemap, regular, vma
 from transform.chain import Chain
 from transform.errors import OptionError, TransformError
@@ -13,7 +13,6 @@ from transform.images.codec import decode
 from transform.images.proto import files_pb2, memory_pb2, task_pb2
 from transform.isa import aarch64, x86_64
 from transform.isa.change import TASK_ALIVE, TASK_STOPPED, ChangeOfIsa
-from transform.isa.open_files import swap_flags
 from transform.isa.pair import Pair
 from transform.isa.thread import Place, Thread
 
@@ -168,17 +167,3 @@ def test_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     with pytest.raises(OptionError, match="prog_x86-64: No such file"):
         Pair.read(tmp_path, "prog", "x86-64", "aarch64")
-
-
-def test_flags_of_open_files_are_swapped_both_ways() -> None:
-    assert swap_flags(0x4000 | 0x8000 | 0x801) == 0x10000 | 0x20000 | 0x801
-    assert all(swap_flags(swap_flags(flags)) == flags for flags in (0, 0x8001, 0x34000, 0xC000, 0xFFFFFFFF))
-
-
-def test_bytes_of_an_executable_are_found_by_address() -> None:
-    made = executable("x86-64", 5)
-    ((offset, start, _, _, _),) = SEGMENTS
-    assert made.bytes_at(start, 6) == b"x86-64" and offset == 0x1000
-    assert made.bytes_at(start + 0x2FFF, 4) == b"\x90\0\0\0"
-    with pytest.raises(TransformError, match="has nothing at 0x1000"):
-        made.bytes_at(0x1000, 1)

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.transform.isa.pairs import STUB, TEXT, pair
-from transform.errors import TransformError
+from tests.transform.isa.pairs import STUB, pair
 from transform.images.proto import task_pb2
 from transform.isa import aarch64, x86_64
 from transform.isa.thread import VECTORS, FloatingPoint, Place, Rounding, Thread
@@ -83,31 +82,3 @@ def test_a_thread_is_the_same_after_either(thread: Thread) -> None:
     assert as_seen(through_x86(thread)) == as_seen(thread)
     assert as_seen(through_aarch64(thread)) == as_seen(thread)
     assert as_seen(through_x86(through_aarch64(through_x86(thread)))) == as_seen(thread)
-
-
-def test_the_known_numbers_of_floating_point() -> None:
-    """Round up, flush to zero, and an inexact result, as Intel's and Arm's manuals number them."""
-    state = FloatingPoint(rounding=Rounding.UP, flush=True, raised=1 << 4)
-    thread = Thread(Place.AFTER_CALL, 0, 16, 16, 0, 0, floating_point=state)
-    x86, arm = task_pb2.Core(), task_pb2.Core()
-    x86_64.write_thread(x86, thread, PAIR.source)
-    aarch64.write_thread(arm, thread, PAIR.target)
-    assert x86.thread_info.fpregs.mxcsr == 0x1F80 | 2 << 13 | 1 << 15 | 1 << 5
-    assert (arm.ti_aarch64.fpsimd.fpcr, arm.ti_aarch64.fpsimd.fpsr) == (1 << 22 | 1 << 24, 1 << 4)
-
-
-@pytest.mark.parametrize("address", [0, TEXT, TEXT + 6, STUB, STUB + 6, STUB + 8])
-def test_a_thread_that_stands_elsewhere_is_refused(address: int) -> None:
-    core = task_pb2.Core()
-    x86_64.write_thread(core, Thread(Place.AFTER_CALL, 0, 16, 16, 0, 0), PAIR.source)
-    core.thread_info.gpregs.ip = address
-    with pytest.raises(TransformError, match=f"thread 7: stands at {address:#x}, where it cannot change ISA"):
-        x86_64.read_thread(core, PAIR.source, lambda _: 0, "thread 7")
-
-
-def test_32_bit_code_is_refused() -> None:
-    core = task_pb2.Core()
-    x86_64.write_thread(core, Thread(Place.AFTER_CALL, 0, 16, 16, 0, 0), PAIR.source)
-    core.thread_info.gpregs.cs = 0x23
-    with pytest.raises(TransformError, match="32-bit"):
-        x86_64.read_thread(core, PAIR.source, lambda _: 0, "thread 7")
