@@ -7,7 +7,7 @@ the process runs on at the source.
 """
 
 import posixpath
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transform.chain import EndOfDump
@@ -47,10 +47,6 @@ class ChangeOfIsa:
         self._source = next(isa for isa in MACHINES if isa != target)
         self._pairs: dict[str, Pair] = {}
 
-    def check(self, executable: Path) -> None:
-        """Before anything is frozen: `TransformError` if this executable has no pair there."""
-        self._named(executable.name)
-
     def wants(self, image: str) -> bool:
         return image == FILES or image.startswith(("core-", "mm-")) or task_of(image) is not None
 
@@ -77,6 +73,8 @@ class ChangeOfIsa:
                 self._change_threads(cores, memory, pair)
                 self._change_memory(mm, memory, pair, dump.images[f"pagemap-{task}.img"])
                 done[f"pagemap-{task}.img"] = self._pagemap(f"pagemap-{task}.img", dump)
+            elif any(core.HasField("tc") and core.tc.task_state != TASK_DEAD for core in _cores(cores.values())):
+                raise TransformError(f"task {task}: has no memory of its own in the dump; it cannot change ISA alone")
             for image in cores.values():
                 self._change_state(image)
         swap_all(files)
@@ -149,6 +147,11 @@ class ChangeOfIsa:
             memory.write(start, bytes(end - start))
         for start, end in present_extents(name, pagemap, code):
             memory.write(start, pair.target.bytes_at(start, end - start))
+
+
+def _cores(images: Iterable[Image]) -> Iterator[task_pb2.Core]:
+    for image in images:
+        yield from image.messages(task_pb2.Core)
 
 
 def _is_code(vma: memory_pb2.Vma, executable: int) -> bool:

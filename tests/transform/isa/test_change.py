@@ -167,3 +167,10 @@ def test_options_are_checked(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     with pytest.raises(OptionError, match="prog_x86-64: No such file"):
         Pair.read(tmp_path, "prog", "x86-64", "aarch64")
+
+
+def test_a_task_in_the_memory_of_another_is_refused(change: ChangeOfIsa) -> None:
+    images = dump()
+    del images["mm-5.img"]
+    with pytest.raises(TransformError, match="task 5: has no memory of its own"):
+        run(change, images, pages())
