@@ -40,8 +40,9 @@ async def test_to_a_cache_that_is_not_ours(nodes: Nodes, a: Node, b: Node, criu:
         proxy = await start_proxy(a, cache.address, "--wire", "criu", "--snapshot", "s3")
         assert await dump(a, criu, check.pid).wait() == 0
         assert (await proxy.ended()).code == 0
-        assert cache.ended, "before the dump may end its process"
+        await cache.done.wait()
         nursery.cancel_scope.cancel()
+    assert cache.ended, "the stream ended between two images"
     assert {snapshot for snapshot, _ in cache.images} == {"s3"} and cache.order[0] == "parent"
     images = nodes.make_node_dir()
     cache.write_to(images, "s3")
@@ -57,6 +58,7 @@ async def test_the_default_snapshot_is_the_directory(nodes: Nodes, a: Node, criu
         proxy = await start_proxy(a, cache.address, "--wire", "criu")
         assert await dump(a, criu_latest, check.pid, "--leave-running").wait() == 0
         assert (await proxy.ended()).code == 0
+        await cache.done.wait()
         nursery.cancel_scope.cancel()
     assert {snapshot for snapshot, _ in cache.images} == {str(a.directory)}
     await assert_runs(check, a)
