@@ -44,6 +44,9 @@ class Version(NamedTuple):
 OLDEST_STREAM = Version(3, 15)
 """The first release with --stream."""
 
+FIRST_WIDE_COUNTS = Version(4, 2)
+"""The first release whose pagemaps count pages in 64 bits, in a field that older ones do not know."""
+
 OLDEST_TESTED = Version(4, 1, 1)
 """The oldest release that this project's tests run with."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import trio
 
-from imgnode.criu import OLDEST_STREAM, Criu, CriuError, parse_version
+from imgnode.criu import FIRST_WIDE_COUNTS, OLDEST_STREAM, Criu, CriuError, parse_version
 from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.names import MAX_DEFAULT_SESSION_NAME
 
@@ -207,6 +207,11 @@ def problems(source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need
             "or run criu restore there yourself"
         )
     return found
+
+
+def restores_with_old_criu(node: NodeFacts) -> bool:
+    """Whether its CRIU looks for the counts of pages where CRIU since 4.2 leaves zeroes."""
+    return node.criu is not None and parse_version(f"Version: {node.criu}") < FIRST_WIDE_COUNTS
 
 
 def has_room_for_rounds(destination: NodeFacts, need_bytes: int) -> bool:

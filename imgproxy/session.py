@@ -27,7 +27,7 @@ from imgnode.metrics import Metrics
 from imgnode.metrics import serve as serve_metrics
 from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
-from imgnode.preflight import NodeFacts
+from imgnode.preflight import NodeFacts, restores_with_old_criu
 from imgproxy.capture import DumpCapture, Ingest
 from imgproxy.compression import Compression
 from imgproxy.dialer import CannotConnect, Dialer, Link
@@ -46,6 +46,7 @@ from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.names import MAX_DEFAULT_SESSION_NAME, check_session_name
 from imgwire.states import AFTER_COMMIT, SessionState
 from transform.chain import Chain
+from transform.page_counts import PageCounts
 
 #: Seconds for the cache to take note of how a session ended before that is left to `imgproxy recover`.
 FAREWELL = 10.0
@@ -104,17 +105,18 @@ class SourceSession:
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
         self.compression = Compression(config.compress)
         self.metrics = Metrics()
-        self._make_chain = make_chain
+        self.destination: NodeFacts | None = None
+        self._transforms = make_chain
         self.sender = ImageSender(
             self.channel,
-            make_chain(),
+            self._make_chain(),
             self.compression,
             digest_pages=config.digest_pages,
             dedup=config.dedup,
             metrics=self.metrics,
         )
         self.pages = RemotePages(self.channel, self.view, self.sender)
-        self.ingest = self._ingest(make_chain)
+        self.ingest = self._ingest()
         self.journal = Journal(str(config.journal), self.identity)
         self.handover = Handover(self.journal, self.view, config.policy, self._finish_images)
         handle = self.handover.handle
@@ -126,7 +128,6 @@ class SourceSession:
         if config.policy.follows:
             self.post_copy = PostCopy(self.channel, self.sender, self.view, self.handover, self.stopped_tree)
             self.sender.on_small = self.post_copy.see
-        self.destination: NodeFacts | None = None
         self.foretold: float | None = None  #: seconds that the dump was expected to freeze the process
         self._told = False  # the cache knows how it ended
         self._link_scope = trio.CancelScope(shield=True)
@@ -192,16 +193,22 @@ class SourceSession:
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
         await self.sender.finish(self.pages, self.ingest.variant)
 
-    def _ingest(self, make_chain: Callable[[], Chain]) -> Ingest[Any]:
+    def _make_chain(self) -> Chain:
+        return self._transforms().followed_by(PageCounts(self._is_for_old_criu))
+
+    def _is_for_old_criu(self) -> bool:
+        return self.destination is not None and restores_with_old_criu(self.destination)
+
+    def _ingest(self) -> Ingest[Any]:
         insists, changed = not self.config.hookless, self.view.changes.notify
         if self.config.rounds or self.config.by_hand is not None:
-            rounds = RoundsIngest(self.sender, make_chain, self.sync, self.config.directory)
+            rounds = RoundsIngest(self.sender, self._make_chain, self.sync, self.config.directory)
             by_hand = self.config.by_hand
             return rounds if by_hand is None else RoundsByHand(rounds, self.config.directory, by_hand)
         if self.config.remote:
             return RemoteIngest(
                 self.sender,
-                make_chain,
+                self._make_chain,
                 self.pages.read_image,
                 changed,
                 insists=insists,

@@ -17,6 +17,7 @@ from transform.chain import Chain
 from transform.errors import TransformError
 from transform.offline import transform_directory
 from transform.options import transforms
+from transform.page_counts import PageCounts
 from transform.show import show_file
 
 
@@ -35,7 +36,7 @@ def run(
     binaries: Annotated[Path | None, typer.Option(help="With --arch: DIR/bin has both executables.")] = None,
 ) -> None:
     """Copy the images of a dump from DIR_IN to DIR_OUT, transformed. `imgtransform show FILE` prints one as JSON."""
-    chain = Chain(transforms(map_path or (), tcp_listen_remap or (), arch, binaries))
+    chain = Chain(transforms(map_path or (), tcp_listen_remap or (), arch, binaries)).followed_by(PageCounts())
     transform_directory(dir_in, dir_out, chain)
     for warning in chain.warnings:
         print(f"imgtransform: {warning}", file=sys.stderr)

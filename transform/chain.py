@@ -102,6 +102,10 @@ class Chain:
         self._collected = 0
         self._finished = False
 
+    def followed_by(self, last: Transform) -> "Chain":
+        """The same and one more, for a dump that none of them has seen anything of."""
+        return Chain((*self._transforms, last))
+
     @property
     def name(self) -> str:
         return ", ".join(transform.name for transform in self._transforms) or "none"
