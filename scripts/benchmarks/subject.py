@@ -21,7 +21,8 @@ STEPS = 5
 
 @dataclass(frozen=True)
 class Workload:
-    """What is moved. `size` in bytes for each process, `compressible` in percent of each page, `pause` in microseconds.
+    """What is moved. `size` in bytes for each process, `compressible` in percent of each page, `pause` in microseconds;
+    `huge`: in transparent huge pages.
 
     A process computes all the time, between pauses: of 32 with the usual pause nothing else would get to run.
     """
@@ -30,6 +31,7 @@ class Workload:
     procs: int = 1
     compressible: int = 0
     pause: int = 2000
+    huge: bool = False
 
     @property
     def total(self) -> int:
@@ -58,7 +60,8 @@ class Subject:
         work = self.workload
         options = {"report": self._report, "history": self._history}
         numbers = {"size": work.size, "procs": work.procs, "compressible": work.compressible, "pause": work.pause}
-        await node.detach(*command, *(f"--{name}={value}" for name, value in {**options, **numbers}.items()))
+        words = [f"--{name}={value}" for name, value in {**options, **numbers}.items()]
+        await node.detach(*command, *words, *(["--huge"] if work.huge else []))
         await self._until("fill its memory", lambda lines: all(line.startswith("run") for line in lines))
         self.pid = self._numbers("pid")[0]
 

@@ -2,7 +2,7 @@
  * and leaves two traces that a test reads.
  *
  *   memcheck --size BYTES --report FILE --history FILE [--threads N] [--procs N] [--compressible PERCENT]
- *            [--listen PORT] [--idle] [--seed N] [--pause MICROSECONDS]
+ *            [--listen PORT] [--idle] [--huge] [--seed N] [--pause MICROSECONDS]
  *
  * The report has one line of REPORT_LINE bytes for each process, overwritten in place: state, pid, counter, verification passes. It
  * stays open, so a restore must bring the descriptor back. A wrong byte makes the line start with ERROR, and exit code 1.
@@ -14,11 +14,13 @@
  *
  * SIGUSR1: verify all memory at once (`demanded` rises when done). SIGTERM: verify once more, report "bye", exit 0.
  * --procs N makes N-1 children with memory of their own; the root forwards SIGTERM and reaps. --idle verifies, without writing.
+ * --huge asks the kernel for transparent huge pages.
  * --pause is the time between two steps: what so many of them at once leave to others.
  * --listen answers each connection on 127.0.0.1:PORT with the counter.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <getopt.h>
 #include <pthread.h>
@@ -65,7 +67,7 @@ struct slice {
 static struct {
 	uint64_t size, seed;
 	const char *report, *history;
-	int threads, procs, compressible, port, idle, pause;
+	int threads, procs, compressible, port, idle, huge, pause;
 } options = { .threads = 1, .procs = 1, .seed = 1, .pause = STEP_MICROSECONDS };
 
 static struct slice slices[MAX_THREADS];
@@ -211,6 +213,8 @@ static void make_memory(void)
 
 	if (words == MAP_FAILED)
 		fail("no memory: %lu bytes", options.size);
+	if (options.huge && madvise(words, pages * PAGE, MADV_HUGEPAGE))
+		fail("no transparent huge pages: %s", strerror(errno));
 	for (int i = 0; i < options.threads; i++) {
 		struct slice *slice = &slices[i];
 
@@ -328,7 +332,7 @@ static int run(const pid_t *children, int child_count)
 static void usage(void)
 {
 	fprintf(stderr, "usage: memcheck --size BYTES --report FILE --history FILE [--threads N] [--procs N]"
-			" [--compressible PERCENT] [--listen PORT] [--idle] [--seed N] [--pause MICROSECONDS]\n");
+			" [--compressible PERCENT] [--listen PORT] [--idle] [--huge] [--seed N] [--pause MICROSECONDS]\n");
 	exit(2);
 }
 
@@ -338,7 +342,7 @@ static void parse(int argc, char **argv)
 		{ "size", 1, NULL, 's' },    { "report", 1, NULL, 'r' },       { "history", 1, NULL, 'h' },
 		{ "threads", 1, NULL, 't' }, { "procs", 1, NULL, 'p' },        { "compressible", 1, NULL, 'c' },
 		{ "listen", 1, NULL, 'l' },  { "idle", 0, &options.idle, 1 }, { "seed", 1, NULL, 'e' },
-		{ "pause", 1, NULL, 'P' },   { 0 },
+		{ "pause", 1, NULL, 'P' },   { "huge", 0, &options.huge, 1 }, { 0 },
 	};
 
 	for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1;) {
