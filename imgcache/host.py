@@ -113,7 +113,7 @@ class Host:
         while True:
             await session.changes.wait_until(lambda: bool(session.cpu_requests))
             question = session.cpu_requests.popleft()
-            session.answer(Reply(question.request, error=await self._check_cpu(question.cpuinfo)))
+            session.source.say(Reply(question.request, error=await self._check_cpu(question.cpuinfo)))
 
     async def _check_cpu(self, cpuinfo: bytes) -> str:
         with tempfile.TemporaryDirectory(prefix="imgcache-cpu-") as directory:

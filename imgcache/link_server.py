@@ -82,7 +82,7 @@ class LinkServer:
 
     async def _welcome(self, hello: Hello, session: Session) -> Welcome:
         facts = {} if hello.resume else await self._facts()
-        return Welcome(common_version(hello), session.channel.received, WINDOW, facts)
+        return Welcome(common_version(hello), session.source.channel.received, WINDOW, facts)
 
     async def _open(self, hello: Hello) -> Session:
         common_version(hello)

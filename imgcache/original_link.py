@@ -72,7 +72,7 @@ class OriginalLink:
         hello = Hello(identity, f"remote-{identity[:8]}")
         session = await open_session(hello, self._registry, self._host, self._nursery)
         arrival = Arrival(transport, stream, session, first)
-        await session.carry(arrival.receive)
+        await session.source.carry(arrival.receive)
 
     async def _first_bytes(self, transport: Transport, size: int) -> bytes:
         if self._silent >= MAX_SILENT:

@@ -129,7 +129,7 @@ def describe(session: Session) -> Request:
         "bytes": session.store.size,
         "memory": arena.memory_bytes,
         "spool": arena.spool_bytes,
-        "source": "attached" if session.attached else "away",
+        "source": "attached" if session.source.attached else "away",
         "restore": session.attempt.criu if session.attempt else None,
         "follows": session.memory.total - session.memory.here if session.memory else 0,
     }

@@ -19,9 +19,10 @@ import trio
 from imgcache.arena import Arena, StoreFull
 from imgcache.kept_memory import KeptMemory, LazyImages
 from imgcache.lazy_memory import LazyMemory, Memory
+from imgcache.source import Source
 from imgcache.store import ImageStore
 from imgnode import proc
-from imgnode.channel import Channel, Payload
+from imgnode.channel import Payload
 from imgnode.journal import Journal
 from imgnode.metrics import Metrics
 from imgnode.nursery import flat_nursery
@@ -35,8 +36,6 @@ from imgwire.states import AFTER_COMMIT, SessionState, advance, is_final
 
 #: What may go wrong with images that come in: the proxy's fault, or no room, or a disk that fails.
 FAULTS = (RemoteProtocolError, StoreFull, OSError)
-#: Answers that may wait for the link: the proxy asks one thing at a time.
-MAX_OUTBOX = 256
 #: A finished session waits this long for the proxy to take note and say goodbye.
 LINGER = 5.0
 
@@ -73,7 +72,7 @@ class Session:
         self.changes = Changes()
         self.on_news: Callable[[], None] = lambda: None  #: called when a restore may find here what it waits for
         self.store = ImageStore(arena)
-        self.channel = Channel()
+        self.source = Source(self.changes)
         self.attempt: Attempt | None = None
         self.restore_options: tuple[str, ...] | None = None
         self.claimed = False  #: a restore has taken it
@@ -88,11 +87,7 @@ class Session:
         self.metrics = metrics
         self._since: dict[SessionState, float] = {}  # when each state was reached
         self._journal = journal
-        self._outbox: deque[messages.ToProxy] = deque()
         self._readers = 0
-        self._bye = False
-        self._connection: trio.CancelScope | None = None
-        self._sending = trio.CancelScope()  # the outbox to this channel
         self._log = structlog.get_logger().bind(session=name)
         self._promised = self.revived  # the source has been told what it waits for, so it may have committed
         if not revived:
@@ -231,9 +226,9 @@ class Session:
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
         match question:
             case messages.ReadBack(request, number, offset, length):
-                self._say(messages.Reply(request, self.store.readable(number).read(offset, length)))
+                self.source.say(messages.Reply(request, self.store.readable(number).read(offset, length)))
             case messages.Sync(request):
-                self._say(messages.Reply(request))
+                self.source.say(messages.Reply(request))
             case messages.CheckCpu():
                 self.cpu_requests.append(question)
 
@@ -271,12 +266,12 @@ class Session:
             self.state = SessionState.ABORTED
             self._write(SessionState.ABORTED, detail=reason)
             self._log.warning("dropped", reason=reason)
-            self._say(messages.State(SessionState.ABORTED, reason))
+            self.source.say(messages.State(SessionState.ABORTED, reason))
 
     def begin(self, attempt: Attempt) -> None:
         """A `criu restore` is there and waits for its images."""
         self.attempt = attempt
-        self._say(messages.State("restore-ready", "hooked" if attempt.hooked else "unhooked"))
+        self.source.say(messages.State("restore-ready", "hooked" if attempt.hooked else "unhooked"))
         self.changes.notify()
 
     def restored(self, init: int) -> None:
@@ -301,8 +296,7 @@ class Session:
 
     def want(self, pages: messages.WantPages) -> None:
         """Ask the source for pages that the process waits for: for all of them, however long the link is cut."""
-        self._outbox.append(pages)
-        self.changes.notify()
+        self.source.ask(pages)
 
     def whole(self) -> None:
         """The process runs here and has all its memory: it needs the source no more."""
@@ -319,7 +313,7 @@ class Session:
         """It was never opened."""
         self._journal.remove()
         self.store.arena.close()
-        self.channel.close()
+        self.source.close()
 
     def forget(self) -> None:
         """The source knows how it ended, or never needs to: a session that nobody remembers was aborted."""
@@ -334,12 +328,8 @@ class Session:
             self._advance(SessionState.COMPLETE)
         if not is_final(self.state):
             self._log.warning("the restore failed; the images are kept", reason=reason)
-            self._say(messages.State("restore-failed", reason))
+            self.source.say(messages.State("restore-failed", reason))
         self.changes.notify()
-
-    def answer(self, reply: messages.Reply) -> None:
-        """Answer a request of the proxy's."""
-        self._say(reply)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -355,7 +345,7 @@ class Session:
 
     async def attach(self, transport: Transport, connection: LinkConnection, peer_received: int) -> None:
         """Use this connection until it breaks or the proxy says goodbye. A newer one takes over from an older one."""
-        await self.carry(partial(self.channel.run, transport, connection, peer_received, self))
+        await self.source.carry(partial(self.source.channel.run, transport, connection, peer_received, self))
 
     async def take_over(self) -> None:
         """Another proxy goes on for one that died while memory followed: a channel that begins anew, and what it must
@@ -363,36 +353,10 @@ class Session:
         memory = self.following
         if memory is None or not self.needs_source:
             raise UsageError(f"no memory follows: session {self.name} is {self.state}")
-        await self._detach()
-        self._sending.cancel()
-        self.channel.close()
-        self.channel = Channel()
+        await self.source.detach()
         memory.begin_anew()
-        self._outbox = deque([messages.State(self.state), *memory.lacking(), *memory.wanted()])
-        self.changes.notify()
+        self.source.begin_anew([messages.State(self.state), *memory.lacking(), *memory.wanted()])
         self._log.warning("another imgproxy sends on what follows", bytes=memory.total - memory.here)
-
-    async def _detach(self) -> None:
-        if self._connection is not None:
-            self._connection.cancel()
-            await self.changes.wait_until(lambda: self._connection is None)
-
-    async def carry(self, run: Callable[[], Awaitable[bool]]) -> None:
-        """The source is there while `run` receives from it, which returns whether it said goodbye."""
-        await self._detach()
-        with trio.CancelScope() as scope:
-            self._connection = scope
-            self.changes.notify()
-            try:
-                self._bye = await run()
-            finally:
-                self._connection = None
-                self.changes.notify()
-
-    @property
-    def attached(self) -> bool:
-        """Whether a connection to the proxy is in use."""
-        return self._connection is not None
 
     async def until_over(self) -> None:
         """Wait until nothing can follow."""
@@ -400,44 +364,36 @@ class Session:
 
     async def until_told(self) -> None:
         """If the session is over: wait until its source knows."""
-        await self.changes.wait_until(lambda: not self.over or not self.attached)
+        await self.changes.wait_until(lambda: not self.over or not self.source.attached)
 
     async def run(self, source_timeout: float) -> None:
         """Live until the session is over and its proxy knows; then give everything back."""
         try:
             async with flat_nursery() as nursery:
-                nursery.start_soon(self._send_outbox)
+                nursery.start_soon(self.source.send_outbox)
                 nursery.start_soon(self._give_up_without_source, source_timeout)
                 await self.changes.wait_until(lambda: is_final(self.state))
                 with trio.move_on_after(LINGER):
-                    await self.changes.wait_until(lambda: self._bye or not self.attached)
+                    await self.changes.wait_until(lambda: self.source.said_goodbye or not self.source.attached)
                 nursery.cancel_scope.cancel()
         finally:
-            if self._connection is not None:
-                self._connection.cancel()
             with trio.CancelScope(shield=True):
-                await self.changes.wait_until(lambda: not self._readers and not self.attached)
+                await self.source.detach()
+                await self.changes.wait_until(lambda: not self._readers and not self.source.attached)
             self.store.arena.close()
-            self.channel.close()
-
-    async def _send_outbox(self) -> None:
-        while True:
-            with trio.CancelScope() as self._sending:
-                while True:
-                    await self.changes.wait_until(lambda: bool(self._outbox))
-                    await self.channel.send(self._outbox.popleft())
+            self.source.close()
 
     async def _give_up_without_source(self, timeout: float) -> None:
         while True:
             with trio.move_on_after(timeout):
-                await self.changes.wait_until(lambda: self.attached)
-            if not self.attached and not is_final(self.state) and self.state not in AFTER_COMMIT:
+                await self.changes.wait_until(lambda: self.source.attached)
+            if not self.source.attached and not is_final(self.state) and self.state not in AFTER_COMMIT:
                 if not self.in_doubt:
                     self.abort(f"the source has been gone for {timeout:.0f} s")
                     return
                 self._log.warning("the source is gone and may have committed: waiting for its word", state=self.state)
-            await self.changes.wait_until(lambda: self.attached)
-            await self.changes.wait_until(lambda: not self.attached)
+            await self.changes.wait_until(lambda: self.source.attached)
+            await self.changes.wait_until(lambda: not self.source.attached)
 
     # ---- inside ----
 
@@ -452,7 +408,7 @@ class Session:
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
         if state is SessionState.COMPLETE:
             detail = "none" if self.attempt is None else "hooked" if self.attempt.hooked else "unhooked"
-        self._say(messages.State(state, detail))
+        self.source.say(messages.State(state, detail))
         self.changes.notify()
         self.on_news()
 
@@ -471,12 +427,6 @@ class Session:
             self.metrics.restore_seconds.observe(now - self._since[SessionState.COMPLETE])
         if state is SessionState.COMMITTED and SessionState.RESTORED in self._since:
             self.metrics.commit_seconds.observe(now - self._since[SessionState.RESTORED])
-
-    def _say(self, message: messages.ToProxy) -> None:
-        if len(self._outbox) >= MAX_OUTBOX:
-            raise RemoteProtocolError("the proxy asks faster than it listens")
-        self._outbox.append(message)
-        self.changes.notify()
 
     def _check_receiving(self, what: str) -> None:
         if self.state is not SessionState.RECEIVING:

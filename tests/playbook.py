@@ -219,7 +219,7 @@ def open_session(
         yield session
     finally:
         session.store.arena.close()
-        session.channel.close()
+        session.source.channel.close()
 
 
 async def put_image(session: Session, name: str, data: bytes) -> None:

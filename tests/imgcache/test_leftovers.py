@@ -23,6 +23,8 @@ child = os.fork()
 if child:
     print(os.getpid(), child, flush=True)
 sys.stdin.read()
+if child:
+    os.wait()
 """
 
 

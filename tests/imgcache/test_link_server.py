@@ -98,7 +98,7 @@ async def test_a_session_is_resumed_by_who_knows_its_id(node_dir: Path) -> None:
             session = cache.registry.get(IDENTITY)
             assert session is not None
             with trio.fail_after(5):  # the answer comes before the connection is in use
-                await session.changes.wait_until(lambda: session.attached)
+                await session.changes.wait_until(lambda: session.source.attached)
 
 
 async def test_garbage_ends_only_its_connection(node_dir: Path) -> None:

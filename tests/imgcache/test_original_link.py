@@ -112,7 +112,7 @@ async def test_a_dump_becomes_a_committed_session(node_dir: Path) -> None:
     async with running(node_dir) as cache, cache.proxy() as proxy:
         await proxy.send(dump())
         receiving = await cache.session(SessionState.RECEIVING)
-        assert receiving.name.startswith("remote-") and receiving.attached
+        assert receiving.name.startswith("remote-") and receiving.source.attached
         await proxy.finish()
         session = await cache.session(SessionState.COMMITTED)
         assert contents(session) == DUMP
@@ -229,7 +229,7 @@ async def test_a_source_that_goes_without_a_word_is_noticed(node_dir: Path) -> N
         stream = await trio.open_tcp_stream("127.0.0.1", int(cache.address.rpartition(":")[2]))
         await stream.send_all(dump())
         session = await cache.session(SessionState.RECEIVING)
-        await session.changes.wait_until(lambda: session.attached)
+        await session.changes.wait_until(lambda: session.source.attached)
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         await stream.aclose()
         await cache.session(SessionState.ABORTED)

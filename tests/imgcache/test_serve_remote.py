@@ -138,7 +138,7 @@ class Cache:
         self._processes.close()
         for session in self.registry:
             session.store.arena.close()
-            session.channel.close()
+            session.source.channel.close()
 
 
 def _thirds(sock: trio.socket.SocketType) -> Iterator[bytes]:

@@ -137,7 +137,7 @@ async def test_the_source_is_told_what_happens(node_dir: Path) -> None:
     with open_session(node_dir) as session:
         async with flat_nursery() as nursery:
             nursery.start_soon(session.run, 60)
-            nursery.start_soon(connected, proxy, session.channel, heard, session)
+            nursery.start_soon(connected, proxy, session.source.channel, heard, session)
             await proxy.send(messages.OpenImage(0, "pages-1.img"))
             await proxy.send_bytes(0, 0, b"abcdef")
             await proxy.send(messages.EndImage(0, 6))
@@ -150,7 +150,7 @@ async def test_the_source_is_told_what_happens(node_dir: Path) -> None:
             session.restore_failed("no luck")
             await trio.testing.wait_all_tasks_blocked()  # what it has to say is on its way
             await proxy.drain()
-            await session.channel.drain()
+            await session.source.channel.drain()
             nursery.cancel_scope.cancel()
     proxy.close()
     assert heard.messages == [
@@ -172,10 +172,10 @@ async def test_another_source_may_take_over_while_memory_follows(session: Sessio
         await session.take_over()
     session.on_message(messages.Commit())
     session.running()
-    before = session.channel
+    before = session.source.channel
     await session.take_over()
-    assert session.channel is not before
-    assert session.channel.received == 0
+    assert session.source.channel is not before
+    assert session.source.channel.received == 0
     session.whole()
     with pytest.raises(UsageError, match="is running"):
         await session.take_over()

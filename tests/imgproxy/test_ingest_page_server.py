@@ -445,7 +445,7 @@ async def linked(place: Path, cuts: Cuts = ()) -> AsyncIterator[Linked]:
         one = Linked(place / "images", channel, session)
         try:
             async with flat_nursery() as nursery, one.ingest.listening(place):
-                nursery.start_soon(partial(connected, channel, session.channel, one.view, session, cuts=cuts))
+                nursery.start_soon(partial(connected, channel, session.source.channel, one.view, session, cuts=cuts))
                 nursery.start_soon(session.run, 60)
                 yield one
                 nursery.cancel_scope.cancel()

@@ -133,7 +133,9 @@ class Source:
         async def link() -> None:
             async with flat_nursery() as nursery:
                 nursery.start_soon(self.session.run, 1e9)
-                await connected(self.channel, self.session.channel, self.view, self.session, pair=pair, cuts=cuts)
+                await connected(
+                    self.channel, self.session.source.channel, self.view, self.session, pair=pair, cuts=cuts
+                )
 
         try:
             await while_connected(send, link)

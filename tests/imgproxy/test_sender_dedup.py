@@ -253,7 +253,7 @@ async def test_the_process_need_not_wait_for_the_link(node_dir: Path) -> None:
             assert not source.channel.connected
             async with flat_nursery() as nursery:
                 nursery.start_soon(session.run, 1e9)
-                await connected(source.channel, session.channel, source.view, session)
+                await connected(source.channel, session.source.channel, source.view, session)
 
         try:
             await while_connected(send, linked_later)
