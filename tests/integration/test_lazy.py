@@ -23,7 +23,7 @@ SLOW = ("--limit-rate", "20MB", "--compress", "off")  #: so that a test can act 
 async def test_a_tree_with_threads(nodes: Nodes, a: Node, b: Node, criu: Path) -> None:
     check = await nodes.start_memcheck(a, size=8 * MIB, procs=3, threads=3)
     cache = await start_cache(b, "--allow-restore", criu=criu)
-    done = await migrate(a, check.pid, cache.address, criu, "--lazy", "--json", deadline=120)
+    done = await migrate(a, check.pid, cache.address, criu, "--lazy", "--json", *SLOW, deadline=120)
     assert done.code == 0, done.output
     await assert_runs(check, b)
     told = summary(done)
@@ -218,7 +218,10 @@ async def test_a_link_that_cannot_be_made_again_is_refused(nodes: Nodes, a: Node
     assert "must be made again" in done.stderr
 
 
-async def test_with_transport_security(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+@pytest.mark.parametrize("dedup", [(), ("--dedup",)], ids=["plain", "dedup"])
+async def test_with_transport_security(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, dedup: tuple[str, ...]
+) -> None:
     """Pages pass through memory then, and a cut in the middle of one costs nothing either."""
     made = await a.run("imgproxy", "certs", a.directory / "set", "127.0.0.1")
     assert made.code == 0, made.output
@@ -227,6 +230,6 @@ async def test_with_transport_security(nodes: Nodes, a: Node, b: Node, criu_late
     check = await nodes.start_memcheck(a, size=8 * MIB)
     cache = await start_cache(b, "--allow-restore", *tls, criu=criu_latest)
     async with relaying(cache.address, cuts=[3 * MIB, 5 * MIB]) as relay:
-        done = await migrate(a, check.pid, relay.address, criu_latest, "--lazy", "--compress", "off", *tls)
+        done = await migrate(a, check.pid, relay.address, criu_latest, "--lazy", "--compress", "off", *tls, *dedup)
         assert done.code == 0, done.output
         await assert_runs(check, b)
