@@ -5,7 +5,6 @@ doubt"): from the moment that it has told the source what the source waits for, 
 that, anything that goes wrong aborts it, and the process runs on at the source.
 """
 
-import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import trio
 from imgcache.arena import Arena, StoreFull
 from imgcache.kept_memory import KeptMemory, LazyImages
 from imgcache.lazy_memory import LazyMemory, Memory
+from imgcache.record import Record
 from imgcache.source import Source
 from imgcache.store import ImageStore
 from imgnode import proc
@@ -85,18 +85,17 @@ class Session:
         self._memory_served = False
         self.cpu_requests: deque[messages.CheckCpu] = deque()
         self.metrics = metrics
-        self._since: dict[SessionState, float] = {}  # when each state was reached
-        self._journal = journal
+        self._record = Record(journal, metrics, name)
         self._readers = 0
         self._log = structlog.get_logger().bind(session=name)
         self._promised = self.revived  # the source has been told what it waits for, so it may have committed
         if not revived:
-            journal.write(SessionState.RECEIVING, name=name, wait_restored=wait_restored)
+            self._record.write(SessionState.RECEIVING, name=name, wait_restored=wait_restored)
 
     @property
     def journal_directory(self) -> Path:
         """Where its journal is."""
-        return Path(self._journal.directory)
+        return self._record.directory
 
     @property
     def in_doubt(self) -> bool:
@@ -264,7 +263,7 @@ class Session:
         elif not self.over:
             self.reason = reason
             self.state = SessionState.ABORTED
-            self._write(SessionState.ABORTED, detail=reason)
+            self._record.write(SessionState.ABORTED, detail=reason)
             self._log.warning("dropped", reason=reason)
             self.source.say(messages.State(SessionState.ABORTED, reason))
 
@@ -311,14 +310,14 @@ class Session:
 
     def discard(self) -> None:
         """It was never opened."""
-        self._journal.remove()
+        self._record.forget()
         self.store.arena.close()
         self.source.close()
 
     def forget(self) -> None:
         """The source knows how it ended, or never needs to: a session that nobody remembers was aborted."""
         if self.state is SessionState.ABORTED:
-            self._journal.remove()
+            self._record.forget()
 
     def restore_failed(self, reason: str) -> None:
         """The attempt has ended without a running process, and nothing is left of it. It can be tried again."""
@@ -399,10 +398,9 @@ class Session:
 
     def _advance(self, state: SessionState, detail: str = "", **facts: object) -> None:
         then = advance(self.state, state)
-        self._write(then, detail=detail, **facts)
+        self._record.write(then, detail=detail, **facts)
         self.state = then
-        self._since[state] = time.monotonic()
-        self._measure(state)
+        self._record.reached(state)
         gone = state in (SessionState.ABORTED, SessionState.LOST)
         self._log.info(state.value, **({"reason": detail} if gone else {}))
         self._promised |= state is SessionState.RESTORED or not self.wait_restored
@@ -411,22 +409,6 @@ class Session:
         self.source.say(messages.State(state, detail))
         self.changes.notify()
         self.on_news()
-
-    def _write(self, state: SessionState, **facts: object) -> None:
-        """Into the journal. What is not ours to decide goes on without it: the source knows it, too."""
-        try:
-            self._journal.write(state, **facts)
-        except OSError as error:
-            if state not in AFTER_COMMIT | {SessionState.ABORTED}:
-                raise
-            self._log.error("not written down", state=state, error=str(error))
-
-    def _measure(self, state: SessionState) -> None:
-        now = self._since[state]
-        if state is SessionState.RESTORED and SessionState.COMPLETE in self._since:
-            self.metrics.restore_seconds.observe(now - self._since[SessionState.COMPLETE])
-        if state is SessionState.COMMITTED and SessionState.RESTORED in self._since:
-            self.metrics.commit_seconds.observe(now - self._since[SessionState.RESTORED])
 
     def _check_receiving(self, what: str) -> None:
         if self.state is not SessionState.RECEIVING:

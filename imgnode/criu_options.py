@@ -280,6 +280,8 @@ def _long(text: str, words: Iterator[str], *, lazy_pages: bool) -> _Given:
 
 def _cluster(letters: str, words: Iterator[str]) -> Iterator[_Given]:
     """Short options, several in one word perhaps: the first that takes a value takes the rest of the word."""
+    if letters.isdigit():  # of -v4: the -v is a program's own
+        raise UsageError(f"CRIU option -v{letters}: {_OWNED}")
     for index, letter in enumerate(letters):
         if letter not in SHORT:
             raise UsageError(f"CRIU option -{letter}: not known: see criu --help, and write it as it stands there")

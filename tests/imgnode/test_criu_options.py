@@ -67,6 +67,7 @@ def test_split(given_: Sequence[str], dump: Sequence[str], restore: Sequence[str
         (["--images-dir=/x"], "--images-dir: the migration sets"),
         (["-jt5"], "-t: the migration sets"),
         (["-vvv"], "-v: the migration sets"),
+        (["-4"], "-v4: the migration sets"),
         (["-R"], "-R: the process would run on both nodes"),
         (["--auto-dedup"], "CRIU crashes on it"),
         (["--lazy-pages"], "post-copy"),
