@@ -13,7 +13,9 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -137,11 +139,11 @@ def _compile_all(command: Command) -> None:
 
 def _link_all(command: Command) -> None:
     with TemporaryDirectory(prefix="hetcc-") as directory:
-        objects = []
-        for number, source in enumerate(command.sources):
-            objects.append(Path(directory) / f"{number}.o")
-            compile_c(source, objects[-1], command.options)
-        objects += command.objects
+        compiled = [Path(directory) / f"{number}.o" for number in range(len(command.sources))]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for _ in threads.map(partial(compile_c, options=command.options), command.sources, compiled):
+                pass
+        objects = [*compiled, *command.objects]
         if not objects:
             raise ToolError("no sources and no objects: what is to be linked?")
         output = command.output or Path("a.out")

@@ -2,7 +2,7 @@
 
 Each has a section of its own, and a slot as large as the larger of its two. What exists for one ISA only, and is never
 named by anything that a process keeps (leaves in C's convention, constants of its code, the table of sites), has ranges
-of its own of fixed size, so that the segments are equal too.
+of its own, as large as the larger of the two, so that the segments are equal too.
 """
 
 import re
@@ -13,7 +13,7 @@ from pathlib import Path
 from toolchain.tools import ISAS, Isa, run
 
 PAGE = 0x1000
-#: Ranges for one ISA's own code and constants, before those that are equal.
+#: Where one ISA's own code and constants begin, and what is equal.
 ISA_TEXT, ISA_DATA, EQUAL = 0x410000, 0x600000, 0x800000
 #: Alignment of a function.
 _TEXT_ALIGN = 16
@@ -40,8 +40,19 @@ def sections_of(objects: Sequence[Path]) -> dict[str, Section]:
     return found
 
 
-def linker_script(sections: Mapping[Isa, Mapping[str, Section]]) -> str:
-    """The linker script of both ISAs."""
+def ranges_of(executables: Sequence[Path]) -> tuple[int, int]:
+    """How many bytes the ranges for code and for constants of one ISA are to have, so that each executable's fit."""
+    found = [sections_of([path]) for path in executables]
+    text, data = (max(sections[name].size for sections in found) for name in (".text.isa", ".rodata.isa"))
+    return _pages(text), _pages(data)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
+
+
+def linker_script(sections: Mapping[Isa, Mapping[str, Section]], ranges: tuple[int, int] = (0, 0)) -> str:
+    """The linker script of both ISAs. `ranges`: bytes of code and of constants of one ISA; 0: as many as there are."""
     at = EQUAL
     parts = []
     for output, prefix, segment in (
@@ -55,9 +66,13 @@ def linker_script(sections: Mapping[Isa, Mapping[str, Section]]) -> str:
             continue
         part, end = _range(output, prefix, segment, at, sections)
         parts.append(part)
-        at = -(-end // PAGE) * PAGE
+        at = _pages(end)
     tls = "  tls PT_TLS FLAGS(4);\n" if _names(".u.tdata.", sections) else ""
-    return _SCRIPT.format(tls=tls, text=ISA_TEXT, data=ISA_DATA, end=EQUAL, equal="\n".join(parts))
+    fill = [
+        f" . = {start + size:#x};" if size else "" for start, size in zip((ISA_TEXT, ISA_DATA), ranges, strict=True)
+    ]
+    equal = "\n".join(parts)
+    return _SCRIPT.format(tls=tls, text=ISA_TEXT, data=ISA_DATA, fill_text=fill[0], fill_data=fill[1], equal=equal)
 
 
 _SCRIPT = """\
@@ -73,8 +88,8 @@ PHDRS {{
 ENTRY(_start)
 SECTIONS {{
   .headers {text:#x} - {page:#x} : {{ BYTE(0) }} :headers
-  .text.isa {text:#x} : {{ *(.text) *libgcc.a:(.text.*) . = {data:#x}; }} :isatext
-  .rodata.isa {data:#x} : {{ *(.isa.sites .rodata .rodata.* .data .bss .got .got.*) . = {end:#x}; }} :isadata
+  .text.isa {text:#x} : {{ *(.text) *libgcc.a:(.text.*){fill_text} }} :isatext
+  .rodata.isa {data:#x} : {{ *(.isa.sites .rodata .rodata.* .data .bss .got .got.*){fill_data} }} :isadata
 {equal}
   .unified.sites 0 : {{ QUAD(0) QUAD(0) *(.unified.sites) }}
   /DISCARD/ : {{ *(.comment .llvm_stackmaps .eh_frame .note.GNU-stack) }}

@@ -1,10 +1,11 @@
 """The link, which does the work on the whole program: IR of all objects to a pair of executables.
 
 objects, archives -> one module -> `unify` -> for each ISA: pad frames, generate code, mark sites  (until frames are
-equal) -> sections of both -> linker script -> two executables -> checks
+equal) -> sections of both -> linker script, with and without ranges of equal size -> two executables -> checks
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -13,7 +14,7 @@ from toolchain.check import check_pair
 from toolchain.code import generate_code
 from toolchain.finish import finish_sites
 from toolchain.frames import add_pads, frame_sizes
-from toolchain.layout import linker_script, sections_of
+from toolchain.layout import linker_script, ranges_of, sections_of
 from toolchain.tools import ISAS, Isa, ToolError, home, run
 
 #: What must stay although nothing in IR names it: the runtime's assembly does.
@@ -38,14 +39,20 @@ class _Link:
         self._unify(self._whole_program(inputs, archives))
         objects = self._equal_frames()
         everything = {isa: [objects[isa], home() / f"runtime/{isa.name}.o"] for isa in ISAS}
-        script = self._place / "layout.ld"
-        script.write_text(linker_script({isa: sections_of(paths) for isa, paths in everything.items()}))
-        for isa, paths in everything.items():
-            leaves = [home() / f"leaves/{isa.name}.a", home() / f"leaves/{isa.name}/libgcc.a"]
-            page = ["-z", "max-page-size=4096"]
-            run("link", "ld.lld", "-static", "--no-rosegment", *page, "-T", script, *paths, *leaves, "-o", outputs[isa])
+        sections = {isa: sections_of(paths) for isa, paths in everything.items()}
+        self._executables(everything, linker_script(sections), outputs)
+        self._executables(everything, linker_script(sections, ranges_of(list(outputs.values()))), outputs)
+        for isa in ISAS:
             finish_sites(outputs[isa], frame_sizes(isa, objects[isa]))
         check_pair(outputs)
+
+    def _executables(self, everything: dict[Isa, list[Path]], layout: str, outputs: dict[Isa, Path]) -> None:
+        script = self._place / "layout.ld"
+        script.write_text(layout)
+        page = ["-z", "max-page-size=4096"]
+        for isa, paths in everything.items():
+            leaves = [home() / f"leaves/{isa.name}.a", home() / f"leaves/{isa.name}/libgcc.a"]
+            run("link", "ld.lld", "-static", "--no-rosegment", *page, "-T", script, *paths, *leaves, "-o", outputs[isa])
 
     def _whole_program(self, inputs: Sequence[Path], archives: Sequence[Path]) -> Path:
         program = self._place / "program.bc"
@@ -63,7 +70,8 @@ class _Link:
     def _equal_frames(self) -> dict[Isa, Path]:
         pads: dict[Isa, dict[int, int]] = {isa: {} for isa in ISAS}
         for _ in range(MAX_ROUNDS):
-            objects = {isa: self._generate(isa, pads[isa]) for isa in ISAS}
+            with ThreadPoolExecutor(len(ISAS)) as threads:
+                objects = dict(zip(ISAS, threads.map(lambda isa: self._generate(isa, pads[isa]), ISAS), strict=True))
             if not add_pads({isa: frame_sizes(isa, obj) for isa, obj in objects.items()}, pads):
                 return objects
         raise ToolError(f"frames: not of equal size after {MAX_ROUNDS} rounds")

@@ -26,6 +26,7 @@ from scripts.benchmarks.resources import resources
 from scripts.benchmarks.scale import scale
 from scripts.benchmarks.subject import Workload
 from scripts.benchmarks.tls import tls
+from scripts.benchmarks.toolchain import toolchain
 from scripts.benchmarks.trial import Setting
 from tests.programs import compile_program
 
@@ -41,10 +42,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "lazy": lazy,
     "remote": remote,
     "near-live": near_live,
+    "toolchain": toolchain,
 }
-SMALL = {"freeze": 1 << 20}  #: benchmarks whose process has a size of its own
+SMALL = {"freeze": 1 << 20, "toolchain": 4 << 20}  #: benchmarks whose process, or data, has a size of its own
 SIZES = {"remote": 512 << 20}  #: where another size than the usual one is the default
-BY_NAME = ("near-live",)  #: no part of everything: emulated, it takes as long as all others together
+#: No part of everything: one is emulated, and takes as long as all others together; one builds compilers and programs.
+BY_NAME = ("near-live", "toolchain")
 SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
@@ -53,7 +56,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last by default"
+        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last two by default"
     )
     parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB)")
     parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")

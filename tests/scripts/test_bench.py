@@ -23,13 +23,13 @@ pytestmark = pytest.mark.t2
 DEADLINE = 120  # seconds; alone on a machine all of --quick takes a quarter of that
 
 
-def run_bench(root: Path, *options: str) -> "subprocess.CompletedProcess[str]":
+def run_bench(root: Path, *options: str, deadline: float = DEADLINE) -> "subprocess.CompletedProcess[str]":
     command = [str(root / "scripts/bench"), *options]
-    return subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=deadline, check=False)
 
 
-def results(root: Path, file: Path, *options: str) -> dict[str, Any]:
-    finished = run_bench(root, "--quick", "--json", str(file), *options)
+def results(root: Path, file: Path, *options: str, deadline: float = DEADLINE) -> dict[str, Any]:
+    finished = run_bench(root, "--quick", "--json", str(file), *options, deadline=deadline)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     found = json.loads(file.read_text())
     assert found["machine"]["criu"]
