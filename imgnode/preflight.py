@@ -191,15 +191,17 @@ def _free_space(path: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
-def problems(source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need_restore: bool = True) -> list[str]:
+def problems(
+    source: NodeFacts, destination: NodeFacts, need_bytes: int, *, need_restore: bool = True, arch: str = ""
+) -> list[str]:
     """Why a process with `need_bytes` of pages cannot go from one node to the other: a line each, empty if it
     can.
 
     `need_restore`: the cache itself is asked to run the restore, rather than somebody who will call CRIU
-    there.
+    there. `arch`: the ISA that the process changes to, "" if it stays what it is.
     """
     found = [*_criu_problems(source, "source"), *_criu_problems(destination, "destination")]
-    found += machine_problems(source, destination)
+    found += machine_problems(source, destination, arch)
     found += _space_problems(destination, need_bytes)
     if need_restore and not destination.restore_allowed:
         found.append(
@@ -229,17 +231,19 @@ def _criu_problems(node: NodeFacts, where: str) -> list[str]:
     return []
 
 
-def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
-    """Why a process of one machine cannot run on the other, whoever moves it."""
-    if source.arch != destination.arch:
-        return [f"destination: it is {destination.arch}, the source {source.arch}: choose a node of the same kind"]
-    found = []
+def machine_problems(source: NodeFacts, destination: NodeFacts, arch: str = "") -> list[str]:
+    """Why a process of one machine cannot run on the other, whoever moves it. `arch`: as in `problems`."""
+    found = _arch_problems(source.arch, destination.arch, arch.replace("-", "_"))
+    if found:
+        return found
     if source.page_size != destination.page_size:
         found.append(
             f"destination: its pages have {destination.page_size} bytes, the source's {source.page_size}: "
             "choose a node whose kernel has the same"
         )
-    if source.cpu_features is not None and destination.cpu_features is not None:
+    if arch and source.page_size != 4096:
+        found.append(f"source: its pages have {source.page_size} bytes: the ISA can change with pages of 4096 only")
+    if not arch and source.cpu_features is not None and destination.cpu_features is not None:
         missing = sorted(set(source.cpu_features) - set(destination.cpu_features))
         if missing:
             found.append(
@@ -247,6 +251,20 @@ def machine_problems(source: NodeFacts, destination: NodeFacts) -> list[str]:
                 "choose a node that has them"
             )
     return found
+
+
+def _arch_problems(source: str, destination: str, wanted: str) -> list[str]:
+    if source == destination:
+        if wanted:
+            return [f"destination: it is {destination}, as the source is: leave --arch out, or choose another node"]
+    elif not wanted:
+        return [
+            f"destination: it is {destination}, the source {source}: choose a node of the same kind, or change the ISA "
+            "with --arch"
+        ]
+    elif wanted != destination:
+        return [f"destination: it is {destination}, not {wanted}, which --arch names: choose a node of that kind"]
+    return []
 
 
 def _space_problems(destination: NodeFacts, need_bytes: int) -> list[str]:

@@ -109,8 +109,8 @@ async def _check(session: SourceSession, config: MigrateConfig) -> None:
     there = session.destination
     if there is None:
         raise UsageError("the cache did not say what its node is")
-    found = problems(here, there, session.config.need)
-    if not found and here.arch in COMPARED:
+    found = problems(here, there, session.config.need, arch=session.config.arch)
+    if not found and here.arch in COMPARED and not session.config.arch:
         found = await _check_cpu(session, criu)
     if found:
         raise UsageError("nothing was frozen: " + "; ".join(found))

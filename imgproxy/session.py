@@ -77,6 +77,7 @@ class SourceConfig:
     linked: tuple[Path, ...] = ()  #: other directories in which such a one looks for its socket
     patience: float = 30.0  #: seconds that a cut of the link may last before the hand-over
     need: int = 0
+    arch: str = ""  #: the ISA that the process changes to, "" if it does not
     metrics: str | None = None
     temporary: bool = False  #: the images directory is ours alone: made with the session, gone before its journal is
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from toolchain.tools import ISAS, Isa, run
+from transform.isa.likeness import BUILD
 
 PAGE = 0x1000
 #: Where one ISA's own code and constants begin, and what is equal.
@@ -51,8 +52,9 @@ def _pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def linker_script(sections: Mapping[Isa, Mapping[str, Section]], ranges: tuple[int, int] = (0, 0)) -> str:
-    """The linker script of both ISAs. `ranges`: bytes of code and of constants of one ISA; 0: as many as there are."""
+def linker_script(sections: Mapping[Isa, Mapping[str, Section]], build: bytes, ranges: tuple[int, int] = (0, 0)) -> str:
+    """The linker script of both ISAs. `build`: a digest that no other program has, a multiple of 8 bytes. `ranges`:
+    bytes of code and of constants of one ISA; 0: as many as there are."""
     at = EQUAL
     parts = []
     for output, prefix, segment in (
@@ -71,8 +73,17 @@ def linker_script(sections: Mapping[Isa, Mapping[str, Section]], ranges: tuple[i
     fill = [
         f" . = {start + size:#x};" if size else "" for start, size in zip((ISA_TEXT, ISA_DATA), ranges, strict=True)
     ]
-    equal = "\n".join(parts)
-    return _SCRIPT.format(tls=tls, text=ISA_TEXT, data=ISA_DATA, fill_text=fill[0], fill_data=fill[1], equal=equal)
+    words = " ".join(f"QUAD({int.from_bytes(build[at : at + 8], 'little'):#x})" for at in range(0, len(build), 8))
+    return _SCRIPT.format(
+        tls=tls,
+        text=ISA_TEXT,
+        data=ISA_DATA,
+        fill_text=fill[0],
+        fill_data=fill[1],
+        equal="\n".join(parts),
+        build_section=BUILD,
+        build=words,
+    )
 
 
 _SCRIPT = """\
@@ -92,6 +103,7 @@ SECTIONS {{
   .rodata.isa {data:#x} : {{ *(.isa.sites .rodata .rodata.* .data .bss .got .got.*){fill_data} }} :isadata
 {equal}
   .unified.sites 0 : {{ QUAD(0) QUAD(0) *(.unified.sites) }}
+  {build_section} 0 : {{ {build} }}
   /DISCARD/ : {{ *(.comment .llvm_stackmaps .eh_frame .note.GNU-stack) }}
 }}
 """.replace("{page:#x}", f"{PAGE:#x}")

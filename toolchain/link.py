@@ -6,6 +6,7 @@ equal) -> sections of both -> linker script, with and without ranges of equal si
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,7 @@ from toolchain.code import generate_code
 from toolchain.finish import finish_sites
 from toolchain.frames import add_pads, frame_sizes
 from toolchain.layout import linker_script, ranges_of, sections_of
-from toolchain.tools import ISAS, Isa, ToolError, home, run
+from toolchain.tools import AARCH64, ISAS, X86_64, Isa, ToolError, home, run
 
 #: What must stay although nothing in IR names it: the runtime's assembly does.
 ROOTS = ("_start_c", "__unified_main", "__cancel", "__unified_deliver")
@@ -40,8 +41,9 @@ class _Link:
         objects = self._equal_frames()
         everything = {isa: [objects[isa], home() / f"runtime/{isa.name}.o"] for isa in ISAS}
         sections = {isa: sections_of(paths) for isa, paths in everything.items()}
-        self._executables(everything, linker_script(sections), outputs)
-        self._executables(everything, linker_script(sections, ranges_of(list(outputs.values()))), outputs)
+        build = self._build(everything)
+        self._executables(everything, linker_script(sections, build), outputs)
+        self._executables(everything, linker_script(sections, build, ranges_of(list(outputs.values()))), outputs)
         for isa in ISAS:
             finish_sites(outputs[isa], frame_sizes(isa, objects[isa]))
         check_pair(outputs)
@@ -53,6 +55,13 @@ class _Link:
         for isa, paths in everything.items():
             leaves = [home() / f"leaves/{isa.name}.a", home() / f"leaves/{isa.name}/libgcc.a"]
             run("link", "ld.lld", "-static", "--no-rosegment", *page, "-T", script, *paths, *leaves, "-o", outputs[isa])
+
+    def _build(self, everything: dict[Isa, list[Path]]) -> bytes:
+        """What tells this program from every other, on both ISAs: two of the same layout may be different programs."""
+        digest = sha256()
+        for path in (self._unified, *everything[X86_64], *everything[AARCH64]):
+            digest.update(sha256(path.read_bytes()).digest())
+        return digest.digest()
 
     def _whole_program(self, inputs: Sequence[Path], archives: Sequence[Path]) -> Path:
         program = self._place / "program.bc"

@@ -18,6 +18,8 @@ def transforms(
     Transforms keep state: make new ones for each dump. `OptionError` for a value that is wrong.
     """
     chosen: list[Transform] = []
+    if binaries is not None and not arch:
+        raise OptionError(f"--binaries {binaries}: is for a change of ISA; write --arch, too")
     if arch:
         if binaries is None:
             raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")

@@ -73,6 +73,8 @@ def capture(
     dedup: given.Dedup = None,
     digest_pages: given.DigestPages = False,
     reconnect: given.Patience = 30.0,
+    arch: given.Arch = "",
+    binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
     journal: given.JournalDirectory = None,
@@ -96,9 +98,10 @@ def capture(
             raise UsageError("--incremental: only criu --remote is told of earlier rounds; write --remote, too")
         if page_server_port and not rounds:
             raise UsageError("--page-server-port: a page server is there for pre-dumps; write --rounds, too")
+        given.check_with_arch(arch, rounds=rounds)
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
-        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
+        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap, arch, binaries)
         if rounds:
             check_by_hand(here, address, wire, remote=remote, hook=hook)
             await warn_without_tracking()
@@ -127,6 +130,7 @@ def capture(
             dialer=given.dialer(address, tls, insecure=insecure),
             directory=here,
             journal=journals,
+            arch=arch,
             name=session,
             policy=HandoverPolicy(wait_for(wait_restored), timeout),
             compress=compress,
@@ -169,7 +173,7 @@ async def _run_capture(session: SourceSession) -> int:
 async def _check_machines(session: SourceSession) -> None:
     """What can be known before a person starts criu dump: whether the machines go together."""
     here = await gather(Criu("criu"))
-    found = machine_problems(here, session.destination) if session.destination else []
+    found = machine_problems(here, session.destination, session.config.arch) if session.destination else []
     if found:
         raise UsageError("; ".join(found))
 

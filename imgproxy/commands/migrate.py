@@ -36,6 +36,8 @@ def migrate_command(
     dedup: given.Dedup = None,
     digest_pages: given.DigestPages = False,
     reconnect: given.Patience = 30.0,
+    arch: given.Arch = "",
+    binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
     journal: given.JournalDirectory = None,
@@ -60,6 +62,8 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
+        given.check_with_arch(arch, rounds=rounds != "0", lazy=lazy)
+        await trio.to_thread.run_sync(given.check_pair, pid, arch, binaries)
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         reached = given.dialer(parse_address(to), tls, insecure=insecure)
         if lazy:
@@ -72,6 +76,7 @@ def migrate_command(
                 dialer=reached,
                 directory=directory,
                 journal=journals,
+                arch=arch,
                 name=session,
                 policy=policy,
                 compress=compress,
@@ -84,7 +89,7 @@ def migrate_command(
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
-            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap))
+            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap, arch, binaries))
             last.callback(source.forget)
             display = choose(as_json)
             try:

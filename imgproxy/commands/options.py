@@ -9,6 +9,7 @@ from typing import Annotated
 import structlog
 import typer
 
+from imgnode import proc
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import Wire, parse_size
 from imgnode.criu import CriuError
@@ -21,7 +22,8 @@ from imgproxy.one_way import OneWay, archive
 from imgproxy.original_wire import OriginalWire
 from imgwire.errors import UsageError
 from transform.chain import Chain
-from transform.errors import OptionError
+from transform.errors import OptionError, TransformError
+from transform.isa.change import ChangeOfIsa
 from transform.options import transforms
 
 _log = structlog.get_logger()
@@ -41,6 +43,8 @@ LimitRate = Annotated[str | None, typer.Option("--limit-rate", help="Bytes per s
 Dedup = Annotated[bool | None, typer.Option(help="Send no page that the cache has (no splice). Default: in rounds.")]
 DigestPages = Annotated[bool, typer.Option("--digest-pages", help="Check pages, too, by a digest (no splice).")]
 Patience = Annotated[float, typer.Option("--reconnect", help="Seconds that a cut of the link may last.")]
+Arch = Annotated[str, typer.Option("--arch", help="x86-64 or aarch64: the ISA that the process changes to.")]
+Binaries = Annotated[Path | None, typer.Option("--binaries", help="With --arch: DIR/bin has both executables.")]
 MapPath = Annotated[list[str] | None, typer.Option("--map-path", help="OLD:NEW, a path prefix; repeatable.")]
 Remap = Annotated[list[str] | None, typer.Option("--tcp-listen-remap", help="OLD:NEW ports; repeatable.")]
 JournalDirectory = Annotated[Path | None, typer.Option("--journal", help="Directory of the journal.")]
@@ -64,6 +68,8 @@ _LINK_ONLY: dict[str, tuple[object, ...]] = {
     "dedup": (None, False),
     "wait_restored": (None, False),
     "incremental": (False,),
+    "arch": ("",),
+    "binaries": (None,),
     "reconnect": (30.0,),
     "tls_cacert": (None,),
     "tls_cert": (None,),
@@ -113,12 +119,34 @@ def dialer_from_journal(journal: Journal) -> Dialer:
     return dialer(parse_address(str(journal.fact("to"))), tls, insecure=True)
 
 
-def chain(map_path: list[str] | None, remap: list[str] | None) -> Chain:
+def chain(map_path: list[str] | None, remap: list[str] | None, arch: str = "", binaries: Path | None = None) -> Chain:
     """The transforms that were asked for."""
     try:
-        return Chain(transforms(map_path or (), remap or ()))
+        return Chain(transforms(map_path or (), remap or (), arch, binaries))
     except OptionError as error:
         raise UsageError(str(error)) from error
+
+
+def check_with_arch(arch: str, *, rounds: bool, lazy: bool = False) -> None:
+    """UsageError for what does not go together with a change of ISA."""
+    if arch and lazy:
+        raise UsageError("--arch: the ISA changes once all memory is over; leave --lazy out")
+    if arch and rounds:
+        raise UsageError("--arch: stacks must be in the dump itself, not in rounds before it; leave --rounds out")
+
+
+def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
+    """That all processes under `pid` can change to `arch`, if they are to. UsageError."""
+    try:
+        for change in transforms(arch=arch, binaries=binaries):
+            assert isinstance(change, ChangeOfIsa)
+            for task in proc.tree(pid):
+                executable = Path(f"{proc.PROC}/{task.pid}/exe")
+                change.check(executable.readlink(), executable)
+    except TransformError as error:
+        raise UsageError(f"nothing was frozen: {error}") from error
+    except OSError as error:
+        raise UsageError(f"nothing was frozen: {error.filename}: {error.strerror}") from error
 
 
 def rate(text: str | None) -> int | None:
@@ -182,7 +210,11 @@ async def one_way(
         return await OriginalWire.connect(dialer(address, TlsFiles(None, None, None), insecure=insecure), snapshot)
     if context.params["snapshot"]:
         raise UsageError("--snapshot: only an original image-cache wants it; write --wire criu, too")
-    return archive(address.path, name) if isinstance(address, FileAddress) else None
+    if not isinstance(address, FileAddress):
+        return None
+    if context.params["arch"]:
+        raise UsageError("--arch: the pages in an archive cannot be changed any more; give imgtransform a directory")
+    return archive(address.path, name)
 
 
 def _refuse_what_only_the_link_has(context: typer.Context) -> None:

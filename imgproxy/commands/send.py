@@ -26,6 +26,8 @@ def send(
     session: given.Name = "",
     compress: given.Compress = "auto",
     limit_rate: given.LimitRate = None,
+    arch: given.Arch = "",
+    binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
     tls_cacert: given.CaCert = None,
@@ -38,7 +40,7 @@ def send(
     logs.configure(verbose)
 
     async def main() -> int:
-        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap)
+        address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap, arch, binaries)
         out = await given.one_way(
             context, address, wire, name=session, snapshot=snapshot or str(images), insecure=insecure
         )

@@ -12,7 +12,14 @@ import pytest
 
 from imgnode import preflight
 from imgnode.criu import Criu
-from imgnode.preflight import NodeFacts, check_images_dir, has_room_for_rounds, problems
+from imgnode.preflight import (
+    NodeFacts,
+    check_images_dir,
+    has_room_for_rounds,
+    machine_problems,
+    problems,
+    restores_with_old_criu,
+)
 from imgnode.unix import listening
 from imgwire.errors import RemoteProtocolError, UsageError
 
@@ -86,6 +93,39 @@ def test_several_problems_at_once() -> None:
     source = replace(NODE, criu=None, criu_reason="gone")
     other = replace(NODE, arch="riscv64", restore_allowed=False, criu="3.9")
     assert len(problems(source, other, 2048 * MIB)) == 5
+
+
+@pytest.mark.t0
+@pytest.mark.parametrize(
+    ("arch", "there", "pages", "reason"),
+    [
+        ("", "x86_64", 4096, None),
+        ("aarch64", "aarch64", 4096, None),
+        ("", "aarch64", 4096, "destination: it is aarch64, the source x86_64: choose a node of the same kind, or"),
+        ("aarch64", "x86_64", 4096, "destination: it is x86_64, as the source is: leave --arch out"),
+        ("aarch64", "riscv64", 4096, "destination: it is riscv64, not aarch64, which --arch names"),
+        ("aarch64", "aarch64", 65536, "destination: its pages have 65536 bytes, the source's 4096"),
+    ],
+)
+def test_change_of_isa(arch: str, there: str, pages: int, reason: str | None) -> None:
+    """The CPU's features are nobody's business then."""
+    found = machine_problems(NODE, replace(NODE, arch=there, page_size=pages, cpu_features=("other",)), arch)
+    found = [line for line in found if "its CPU lacks" not in line]
+    assert len(found) == (reason is not None)
+    assert not reason or found[0].startswith(reason)
+
+
+@pytest.mark.t0
+def test_change_of_isa_with_large_pages() -> None:
+    node = replace(NODE, page_size=65536)
+    (found,) = machine_problems(node, replace(node, arch="aarch64"), "aarch64")
+    assert found.startswith("source: its pages have 65536 bytes")
+
+
+@pytest.mark.t0
+@pytest.mark.parametrize(("criu", "old"), [("4.1.1", True), ("4.2", False), ("4.2.1", False), (None, False)])
+def test_who_restores_with_an_old_criu(criu: str | None, old: bool) -> None:
+    assert restores_with_old_criu(replace(NODE, criu=criu)) is old
 
 
 @pytest.mark.t0

@@ -1,5 +1,7 @@
 """Transforms from the options of a command line."""
 
+from pathlib import Path
+
 import pytest
 
 from transform.chain import Transform
@@ -22,3 +24,8 @@ def test_options_choose_transforms() -> None:
 def test_wrong_values_are_refused(options: tuple[list[str], list[str], str]) -> None:
     with pytest.raises(OptionError):
         transforms(*options)
+
+
+def test_executables_without_an_isa_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="is for a change of ISA"):
+        transforms(binaries=tmp_path)

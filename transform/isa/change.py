@@ -47,6 +47,13 @@ class ChangeOfIsa:
         self._source = next(isa for isa in MACHINES if isa != target)
         self._pairs: dict[str, Pair] = {}
 
+    def check(self, executable: Path, contents: Path) -> None:
+        """Before anything is frozen: `TransformError` if what runs from `executable`, and is read at `contents`, is not
+        the one of this machine of a pair there. OSError."""
+        pair = self._named(executable.name)
+        if not pair.source.is_file(contents):
+            raise TransformError(f"{executable}: what runs is not {pair.source.path}: give the pair that it is of")
+
     def wants(self, image: str) -> bool:
         return image == FILES or image.startswith(("core-", "mm-")) or task_of(image) is not None
 

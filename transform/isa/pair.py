@@ -7,9 +7,11 @@ addresses.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from transform.errors import OptionError, TransformError
+from transform.isa.likeness import differences
 from transform.isa.thread import Place
 from transform.sites import Kind, Site, read_sites
 
@@ -34,7 +36,7 @@ class Executable:
 
     @classmethod
     def read(cls, path: Path, isa: str) -> "Executable":
-        """OptionError for a file that is not there or not of this ISA; TransformError for one hetcc did not make."""
+        """OptionError for a file that is not of this ISA; TransformError for one hetcc did not make; OSError."""
         from elftools.common.exceptions import ELFError  # here: every start of imgproxy would pay for it, by a tenth
         from elftools.elf.elffile import ELFFile
 
@@ -45,8 +47,6 @@ class Executable:
                 names = ("p_offset", "p_vaddr", "p_filesz", "p_memsz", "p_flags")
                 loaded = [one for one in elf.iter_segments() if one["p_type"] == "PT_LOAD"]
                 segments = tuple(tuple(one[name] for name in names) for one in loaded)
-        except OSError as error:
-            raise OptionError(f"--binaries: {path}: {error.strerror}; make the pair with hetcc --layout") from None
         except ELFError as error:
             raise OptionError(f"--binaries: {path}: no executable: {error}") from None
         if machine != MACHINES[isa]:
@@ -56,6 +56,10 @@ class Executable:
         return cls(
             path, len(contents), {one.address: one for one in sites}, {one.id: one for one in sites}, segments, contents
         )
+
+    def is_file(self, path: Path) -> bool:
+        """Whether the file at `path` is the same, byte for byte. OSError."""
+        return path.stat().st_size == self.size and path.read_bytes() == self._contents
 
     def place(self, pc: int, syscall_length: int, result: int, who: str) -> tuple[Place, Site]:
         """Where a thread at `pc` stands. TransformError, saying `who`, if it cannot change ISA there.
@@ -101,16 +105,34 @@ class Pair:
     @classmethod
     def read(cls, directory: Path, name: str, source: str, target: str) -> "Pair":
         """Of the program `name`, from the ISA `source` to `target`. OptionError or TransformError if it is no pair."""
-        one, other = (Executable.read(directory / "bin" / f"{name}_{isa}", isa) for isa in (source, target))
-        if one.segments != other.segments:
-            raise TransformError(f"{one.path} and {other.path}: no pair: their segments differ")
-        if {(site.id, site.kind, site.frame) for site in one.sites.values()} != {
-            (site.id, site.kind, site.frame) for site in other.sites.values()
-        }:
-            raise TransformError(f"{one.path} and {other.path}: no pair: their sites differ")
-        return cls(one, other)
+        paths = [directory / "bin" / f"{name}_{isa}" for isa in (source, target)]
+        try:
+            return _read(paths[0], paths[1], source, target, tuple(map(_version, paths)))
+        except OSError as error:
+            raise OptionError(
+                f"--binaries: {error.filename}: {error.strerror}; make the pair with hetcc --layout"
+            ) from None
 
     def return_address(self, address: int) -> int | None:
         """The target's return address for one of the source's; None for what is none."""
         site = self.source.sites.get(address)
         return self.target.by_id[site.id].address if site is not None and site.kind is Kind.CALL else None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Another number for another file at the same path."""
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@lru_cache(maxsize=8)
+def _read(one: Path, other: Path, source: str, target: str, _versions: tuple[tuple[int, ...], ...]) -> Pair:
+    """Kept: what is checked before a process is frozen need not be read again while it is."""
+    pair = Pair(Executable.read(one, source), Executable.read(other, target))
+    from elftools.elf.elffile import ELFFile  # here: every start of imgproxy would pay for it, by a tenth
+
+    with one.open("rb") as first, other.open("rb") as second:
+        found = next(differences(ELFFile(first), ELFFile(second)), None)
+    if found:
+        raise TransformError(f"{one} and {other}: no pair: {found}")
+    return pair

@@ -1,0 +1,98 @@
+"""A change of ISA that cannot be, refused before anything is frozen, by name and in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from imgproxy.commands.options import check_pair
+from imgwire.errors import UsageError
+from tests.toolchain.pairs import PROGRAMS, output, run
+
+pytestmark = pytest.mark.t2
+
+IMGPROXY = Path(sys.executable).parent / "imgproxy"
+
+
+@pytest.fixture(scope="module")
+def pair(hetcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("pair")
+    output(hetcc, "-O2", PROGRAMS / "steps.c", "-o", "steps", "--layout", directory, directory=directory)
+    return directory
+
+
+@pytest.fixture
+def pid(pair: Path, tmp_path: Path) -> Iterator[int]:
+    """A process of the pair's that waits; it must be left as it was."""
+    with subprocess.Popen([pair / "steps", "1000", tmp_path / "out", "900", "0"]) as process:
+        yield process.pid
+        assert process.poll() is None
+        assert (Path(f"/proc/{process.pid}/stat").read_text().split()[2]) in "RS"
+        process.kill()
+
+
+def test_what_is_a_pair(pid: int, pair: Path) -> None:
+    check_pair(pid, "aarch64", pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--arch", "aarch64"], "--arch aarch64: needs --binaries DIR"),
+        (["--arch", "aarch64", "--binaries", ".", "--lazy"], "--arch: the ISA changes once all memory is over"),
+        (["--arch", "aarch64", "--binaries", ".", "--rounds", "2"], "--arch: stacks must be in the dump itself"),
+    ],
+)
+def test_options_that_do_not_go_together(pid: int, options: list[str], reason: str) -> None:
+    done = run(IMGPROXY, "migrate", pid, "--to", "127.0.0.1:1", *options)
+    said = done.stderr.decode()
+    assert (done.returncode, said.count("\n")) == (2, 1), said
+    assert reason in said
+
+
+def refused(pid: int, directory: Path) -> str:
+    with pytest.raises(UsageError) as error:
+        check_pair(pid, "aarch64", directory)
+    text = str(error.value)
+    assert text.startswith("nothing was frozen: ") and "\n" not in text
+    return text
+
+
+def test_one_of_the_two_is_missing_or_not_what_its_name_says(pid: int, pair: Path, tmp_path: Path) -> None:
+    shutil.copytree(pair / "bin", tmp_path / "bin")
+    assert "has no directory bin" in refused(pid, tmp_path / "bin")
+    other = tmp_path / "bin/steps_aarch64"
+    other.unlink()
+    assert f"{other}: No such file or directory; make the pair" in refused(pid, tmp_path)
+    shutil.copy(pair / "bin/steps_x86-64", other)
+    assert f"{other}: is for EM_X86_64, not for aarch64" in refused(pid, tmp_path)
+    other.write_text("#!/bin/sh\n")
+    assert f"{other}: no executable" in refused(pid, tmp_path)
+
+
+def test_a_variable_that_differs(pid: int, pair: Path, tmp_path: Path) -> None:
+    shutil.copytree(pair / "bin", tmp_path / "bin")
+    with (tmp_path / "bin/steps_aarch64").open("r+b") as file:
+        section = ELFFile(file).get_section_by_name(".data.equal")
+        assert section is not None
+        file.seek(section["sh_offset"] + 8)
+        file.write(b"\xff")
+    assert "no pair: .data.equal: differs at byte 8" in refused(pid, tmp_path)
+
+
+def test_of_two_builds(hetcc: Path, pid: int, pair: Path, tmp_path: Path) -> None:
+    source = tmp_path / "steps.c"
+    source.write_text((PROGRAMS / "steps.c").read_text().replace("69069", "69070"))
+    output(hetcc, "-O1", source, "-o", "steps", "--layout", tmp_path, directory=tmp_path)
+    assert f"what runs is not {tmp_path}/bin/steps_x86-64" in refused(pid, tmp_path)
+    shutil.copy(pair / "bin/steps_x86-64", tmp_path / "bin")
+    assert "no pair: they are of two builds" in refused(pid, tmp_path)
+
+
+def test_a_program_of_another_compiler(pair: Path) -> None:
+    assert "python" in refused(os.getpid(), pair)
