@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,7 @@ async def run(given: argparse.Namespace, setting: Setting, console: Console) -> 
 def main(arguments: list[str]) -> int:
     """Run the benchmarks. Exit code 1 if one could not be run; a target that is missed is only shown."""
     given = parse(arguments)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the first process of a namespace ignores it else
     cache = Path(os.environ["IMGPROXY_CACHE"])
     criu = (given.criu or cache / "bin/criu-latest").absolute()
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
