@@ -115,7 +115,7 @@ async def near_live(setting: Setting, workload: Workload) -> Report:
     program = compile_program("edge", PLACES.cache)
     memory = workload.size // MIB * TIMES + BESIDE
     cases = [Case(huge, link) for huge in HUGE for link in LINKS]
-    async with guest("amd64", Hardware(memory=f"{memory}M")) as vm:
+    async with guest("amd64", Hardware(memory=f"{memory}M", steady=True)) as vm:
         nodes = await open_nodes(vm)
         for huge in HUGE:
             process = await Process.start(nodes[0], program, workload.size, huge)

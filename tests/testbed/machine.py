@@ -57,10 +57,15 @@ class Places:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What tests may choose: memory as QEMU takes it, and the CPU by QEMU's name, "" for all that it can emulate."""
+    """What tests may choose: memory as QEMU takes it, and the CPU by QEMU's name, "" for all that it can emulate.
+
+    `steady`: the machine's own time passes with the instructions that it executes, one in each nanosecond, so that it
+    sees a processor of a usual speed, however slowly and beside what else that is emulated.
+    """
 
     memory: str = "1G"
     cpu: str = ""
+    steady: bool = False
 
 
 def qemu(
@@ -69,6 +74,7 @@ def qemu(
     """The command line of a machine. `agent`, `monitor`: connected sockets; without them, a shell on the console."""
     bed = places.bed(isa)
     words = [*_MACHINES[isa], "-cpu", hardware.cpu or _CPUS[isa], "-accel", "tcg"]
+    words += ["-icount", "shift=0"] if hardware.steady else []
     words += ["-smp", "1", "-m", hardware.memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     words += ["-kernel", str(bed / "kernel"), "-initrd", str(bed / "initramfs")]
     words += ["-append", _kernel_arguments(isa, places, shell=agent is None)]
