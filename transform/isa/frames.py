@@ -26,6 +26,7 @@ class Words:
     def __init__(self, memory: Memory) -> None:
         self._memory = memory
         self._blocks: dict[int, tuple[int, bytearray]] = {}
+        self._last = 0, bytearray()
         self._changed: dict[int, tuple[int, int]] = {}
 
     def read(self, address: int) -> int:
@@ -49,6 +50,12 @@ class Words:
         self._changed.clear()
 
     def _block(self, address: int) -> tuple[int, bytearray]:
+        start, block = self._last
+        if not start <= address <= start + len(block) - 8:
+            self._last = self._found(address)
+        return self._last
+
+    def _found(self, address: int) -> tuple[int, bytearray]:
         vma = self._memory.vma_at(address)
         start = max(address - address % BLOCK, vma.start)
         if start not in self._blocks or address + 8 > start + len(self._blocks[start][1]):
