@@ -7,6 +7,7 @@ Everything that can be checked is checked before the process is frozen: both nod
 import socket
 import tempfile
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from imgproxy.handover import Decision
 from imgproxy.hook import SCRIPT
 from imgproxy.ingest.rounds import RoundsIngest
 from imgproxy.near_live import Rounds, run_criu
+from imgproxy.points import standing
 from imgproxy.post_copy import PostCopy
 from imgproxy.session import SourceSession
 from imgproxy.source import CacheView, LinkLost, SessionAborted
@@ -52,6 +54,7 @@ class MigrateConfig:
     options: tuple[str, ...] = ()
     convergence: Convergence | None = None  #: rounds as long as they pay; None: one dump
     dedup: bool | None = None  #: whether to send pages that the cache has; None: where there were rounds
+    resumed: set[int] | None = None  #: the ISA changes: gets the pids of what was stopped for that, and is to run there
 
 
 def check_process(pid: int) -> int:
@@ -89,8 +92,7 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
         nursery.start_soon(follow, session, display)
         await nursery.start(session.capture)
         rounds = await _rounds(session, config, options.dump, display)
-        reason = await _dump(session, config, options.dump, rounds)
-        await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
+        reason = await _handed_over(session, config, options.dump, rounds)
         if session.handover.decision is Decision.COMMITTED:
             await _wait_running(session)
         elif reason and session.handover.reason == DUMP_ENDED:
@@ -100,6 +102,21 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
 
 
 _ENDED = (Decision.COMMITTED, Decision.ABORTED)
+
+
+async def _handed_over(
+    session: SourceSession, config: MigrateConfig, options: Sequence[str], rounds: Rounds | None
+) -> str:
+    """Dump, until it is decided where the process is; what the log of criu says if it fails."""
+    async with AsyncExitStack() as stack:
+        tree = None
+        if config.resumed is not None:
+            tree = await stack.enter_async_context(standing(config.pid, config.resumed))
+        reason = await _dump(session, config, options, rounds)
+        await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
+        if tree:
+            tree.given_up = session.handover.decision is Decision.COMMITTED
+    return reason
 
 
 async def _check(session: SourceSession, config: MigrateConfig) -> None:

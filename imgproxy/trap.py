@@ -73,7 +73,7 @@ async def spawn(words: Sequence[str], at: str = "main", deadline: float = DEADLI
 def check_process(pid: int) -> Program:
     """The program of a process that can be trapped. UsageError, one line, for any other. Blocking."""
     try:
-        status = _status(pid)
+        status = status_of(pid)
         if status["Tgid"] != str(pid):
             raise UsageError(f"{pid} is a thread of process {status['Tgid']}: name that")
         if status["State"][0] in "ZX":
@@ -93,7 +93,7 @@ def release(pid: int) -> None:
     """Let a process run on that `trap` or `spawn` have stopped. UsageError if it does not stand."""
     try:
         process = proc.identify(pid)
-        status = _status(pid)
+        status = status_of(pid)
     except ProcessLookupError:
         raise UsageError(f"there is no process {pid}") from None
     if not status["State"].startswith("T"):
@@ -101,7 +101,8 @@ def release(pid: int) -> None:
     proc.continue_tree([process])
 
 
-def _status(pid: int) -> dict[str, str]:
+def status_of(pid: int) -> dict[str, str]:
+    """What /proc/PID/status says, by name. ProcessLookupError."""
     try:
         text = Path(f"{proc.PROC}/{pid}/status").read_text(errors="replace")
     except FileNotFoundError as error:
@@ -111,7 +112,7 @@ def _status(pid: int) -> dict[str, str]:
 
 def _name(pid: int) -> str:
     try:
-        return _status(pid)["Name"]
+        return status_of(pid)["Name"]
     except ProcessLookupError:
         return "gone"
 

@@ -1,6 +1,6 @@
 """Transforms from the options of a command line: the same for the offline command and for a session."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from transform.chain import Transform
@@ -11,11 +11,16 @@ from transform.port_map import PortMap, parse_port_maps
 
 
 def transforms(
-    map_path: Sequence[str] = (), tcp_listen_remap: Sequence[str] = (), arch: str = "", binaries: Path | None = None
+    map_path: Sequence[str] = (),
+    tcp_listen_remap: Sequence[str] = (),
+    arch: str = "",
+    binaries: Path | None = None,
+    resumed: Container[int] = (),
 ) -> list[Transform]:
     """The transforms that `--arch`, `--map-path` and `--tcp-listen-remap` ask for, none without values.
 
-    Transforms keep state: make new ones for each dump. `OptionError` for a value that is wrong.
+    `resumed`: as ChangeOfIsa has it. Transforms keep state: make new ones for each dump. `OptionError` for a value that
+    is wrong.
     """
     chosen: list[Transform] = []
     if binaries is not None and not arch:
@@ -23,7 +28,7 @@ def transforms(
     if arch:
         if binaries is None:
             raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")
-        chosen.append(ChangeOfIsa(arch, binaries))
+        chosen.append(ChangeOfIsa(arch, binaries, resumed))
     if map_path:
         chosen.append(PathMap([Mapping.parse(value) for value in map_path]))
     if tcp_listen_remap:

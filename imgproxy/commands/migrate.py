@@ -89,12 +89,14 @@ def migrate_command(
                 temporary=True,
                 recover_options=tuple(tls.words()),
             )
-            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap, arch, binaries))
+            resumed: set[int] = set()
+            source = SourceSession(config, partial(given.chain, map_path, tcp_listen_remap, arch, binaries, resumed))
             last.callback(source.forget)
             display = choose(as_json)
             try:
                 with telling_if_stopped(source):
-                    wanted = MigrateConfig(pid, criu, tuple(context.args), chosen.convergence, dedup)
+                    trapped = resumed if arch else None
+                    wanted = MigrateConfig(pid, criu, tuple(context.args), chosen.convergence, dedup, trapped)
                     await migrate(source, wanted, display)
             finally:
                 display.close()

@@ -2,6 +2,7 @@
 
 import os
 import ssl
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +21,7 @@ from imgproxy.dialer import Dialer
 from imgproxy.near_live import tracks_changes
 from imgproxy.one_way import OneWay, archive
 from imgproxy.original_wire import OriginalWire
+from imgproxy.points import check_tree
 from imgwire.errors import UsageError
 from transform.chain import Chain
 from transform.errors import OptionError, TransformError
@@ -119,10 +121,16 @@ def dialer_from_journal(journal: Journal) -> Dialer:
     return dialer(parse_address(str(journal.fact("to"))), tls, insecure=True)
 
 
-def chain(map_path: list[str] | None, remap: list[str] | None, arch: str = "", binaries: Path | None = None) -> Chain:
+def chain(
+    map_path: list[str] | None,
+    remap: list[str] | None,
+    arch: str = "",
+    binaries: Path | None = None,
+    resumed: Container[int] = (),
+) -> Chain:
     """The transforms that were asked for."""
     try:
-        return Chain(transforms(map_path or (), remap or (), arch, binaries))
+        return Chain(transforms(map_path or (), remap or (), arch, binaries, resumed))
     except OptionError as error:
         raise UsageError(str(error)) from error
 
@@ -143,6 +151,7 @@ def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
             for task in proc.tree(pid):
                 executable = Path(f"{proc.PROC}/{task.pid}/exe")
                 change.check(executable.readlink(), executable)
+            check_tree(pid)
     except TransformError as error:
         raise UsageError(f"nothing was frozen: {error}") from error
     except OSError as error:

@@ -7,7 +7,7 @@ the process runs on at the source.
 """
 
 import posixpath
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from transform.chain import EndOfDump
@@ -31,19 +31,20 @@ _ISAS = {x86_64.MACHINE: x86_64.NAME, aarch64.MACHINE: aarch64.NAME}
 
 
 class ChangeOfIsa:
-    """To the ISA `target`, with the pairs in `binaries`. `resume`: what is stopped in the dump runs in the new one."""
+    """To the ISA `target`, with the pairs in `binaries`. `resumed`: processes that are stopped in the dump and are to
+    run in the new one, by pid; who calls may add to it until the end of the dump."""
 
     name = "change of ISA"
     needs_memory = True
     warnings: tuple[str, ...] = ()
 
-    def __init__(self, target: str, binaries: Path, *, resume: bool = False) -> None:
+    def __init__(self, target: str, binaries: Path, resumed: Container[int] = ()) -> None:
         """`OptionError` for an ISA that is not known or a directory that is not there."""
         if target not in MACHINES:
             raise OptionError(f"--arch {target}: not known; give {' or '.join(MACHINES)}")
         if not (binaries / "bin").is_dir():
             raise OptionError(f"--binaries {binaries}: has no directory bin; give one that `hetcc --layout` has made")
-        self._target, self._binaries, self._resume = target, binaries, resume
+        self._target, self._binaries, self._resumed = target, binaries, resumed
         self._source = next(isa for isa in MACHINES if isa != target)
         self._pairs: dict[str, Pair] = {}
 
@@ -83,7 +84,7 @@ class ChangeOfIsa:
             elif any(core.HasField("tc") and core.tc.task_state != TASK_DEAD for core in _cores(cores.values())):
                 raise TransformError(f"task {task}: has no memory of its own in the dump; it cannot change ISA alone")
             for image in cores.values():
-                self._change_state(image)
+                self._change_state(image, resume=task in self._resumed)
         swap_all(files)
         for number, pair in executables.items():
             executable_of(files, number).size = pair.target.size
@@ -136,10 +137,10 @@ class ChangeOfIsa:
         write = x86_64.write_thread if self._target == x86_64.NAME else aarch64.write_thread
         return write(core, moved, pair.target)
 
-    def _change_state(self, image: Image) -> None:
+    def _change_state(self, image: Image, *, resume: bool) -> None:
         for core in image.messages(task_pb2.Core):
             core.mtype = x86_64.MACHINE if self._target == x86_64.NAME else aarch64.MACHINE
-            if self._resume and core.HasField("tc") and core.tc.task_state == TASK_STOPPED:
+            if resume and core.HasField("tc") and core.tc.task_state == TASK_STOPPED:
                 core.tc.task_state = TASK_ALIVE
 
     # ---- memory ----

@@ -1,6 +1,7 @@
 """A whole dump of one task: to the other ISA, and back again."""
 
 import struct
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -73,10 +74,12 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangeOfIsa:
     return changing("aarch64", tmp_path, monkeypatch)
 
 
-def changing(target: str, directory: Path, monkeypatch: pytest.MonkeyPatch, **more: bool) -> ChangeOfIsa:
+def changing(
+    target: str, directory: Path, monkeypatch: pytest.MonkeyPatch, resumed: Container[int] = ()
+) -> ChangeOfIsa:
     (directory / "bin").mkdir(exist_ok=True)
     monkeypatch.setattr(Pair, "read", lambda _directory, _name, source, target: pair(source, target))
-    return ChangeOfIsa(target, directory, **more)
+    return ChangeOfIsa(target, directory, resumed)
 
 
 def run(transform: ChangeOfIsa, images: dict[str, bytes], store: BytesStore) -> dict[str, bytes]:
@@ -123,7 +126,7 @@ def test_there_and_back_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_what_the_monitor_stopped_runs_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = run(changing("aarch64", tmp_path, monkeypatch, resume=True), dump(), pages())
+    made = run(changing("aarch64", tmp_path, monkeypatch, resumed={5}), dump(), pages())
     (task,) = decode("core-5.img", made["core-5.img"]).messages(task_pb2.Core)
     assert task.tc.task_state == TASK_ALIVE
 

@@ -1,7 +1,9 @@
-"""A change of ISA that cannot be, refused before anything is frozen, by name and in one line."""
+"""What is done before a change of ISA: what cannot be is refused, by name and in one line, and all else is brought to
+points, from where it runs on if it stays."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,8 +12,13 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from imgnode import proc
 from imgproxy.commands.options import check_pair
+from imgproxy.points import standing
+from imgproxy.trap import status_of
 from imgwire.errors import UsageError
+from tests.nodes import until
+from tests.programs.selfcheck import kill_and_wait
 from tests.toolchain.pairs import PROGRAMS, output, run
 
 pytestmark = pytest.mark.t2
@@ -22,18 +29,19 @@ IMGPROXY = Path(sys.executable).parent / "imgproxy"
 @pytest.fixture(scope="module")
 def pair(hetcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("pair")
-    output(hetcc, "-O2", PROGRAMS / "steps.c", "-o", "steps", "--layout", directory, directory=directory)
+    output(hetcc, "-O2", PROGRAMS / "crew.c", "-o", "crew", "--layout", directory, directory=directory)
     return directory
 
 
 @pytest.fixture
 def pid(pair: Path, tmp_path: Path) -> Iterator[int]:
     """A process of the pair's that waits; it must be left as it was."""
-    with subprocess.Popen([pair / "steps", "1000", tmp_path / "out", "900", "0"]) as process:
+    with subprocess.Popen([pair / "crew", "1000", tmp_path / "out", "900"]) as process:
         yield process.pid
         assert process.poll() is None
         assert (Path(f"/proc/{process.pid}/stat").read_text().split()[2]) in "RS"
-        process.kill()
+        for task in reversed(proc.tree(process.pid)):
+            kill_and_wait(task.pid)
 
 
 def test_what_is_a_pair(pid: int, pair: Path) -> None:
@@ -66,10 +74,10 @@ def refused(pid: int, directory: Path) -> str:
 def test_one_of_the_two_is_missing_or_not_what_its_name_says(pid: int, pair: Path, tmp_path: Path) -> None:
     shutil.copytree(pair / "bin", tmp_path / "bin")
     assert "has no directory bin" in refused(pid, tmp_path / "bin")
-    other = tmp_path / "bin/steps_aarch64"
+    other = tmp_path / "bin/crew_aarch64"
     other.unlink()
     assert f"{other}: No such file or directory; make the pair" in refused(pid, tmp_path)
-    shutil.copy(pair / "bin/steps_x86-64", other)
+    shutil.copy(pair / "bin/crew_x86-64", other)
     assert f"{other}: is for EM_X86_64, not for aarch64" in refused(pid, tmp_path)
     other.write_text("#!/bin/sh\n")
     assert f"{other}: no executable" in refused(pid, tmp_path)
@@ -77,7 +85,7 @@ def test_one_of_the_two_is_missing_or_not_what_its_name_says(pid: int, pair: Pat
 
 def test_a_variable_that_differs(pid: int, pair: Path, tmp_path: Path) -> None:
     shutil.copytree(pair / "bin", tmp_path / "bin")
-    with (tmp_path / "bin/steps_aarch64").open("r+b") as file:
+    with (tmp_path / "bin/crew_aarch64").open("r+b") as file:
         section = ELFFile(file).get_section_by_name(".data.equal")
         assert section is not None
         file.seek(section["sh_offset"] + 8)
@@ -86,12 +94,44 @@ def test_a_variable_that_differs(pid: int, pair: Path, tmp_path: Path) -> None:
 
 
 def test_of_two_builds(hetcc: Path, pid: int, pair: Path, tmp_path: Path) -> None:
-    source = tmp_path / "steps.c"
-    source.write_text((PROGRAMS / "steps.c").read_text().replace("69069", "69070"))
-    output(hetcc, "-O1", source, "-o", "steps", "--layout", tmp_path, directory=tmp_path)
-    assert f"what runs is not {tmp_path}/bin/steps_x86-64" in refused(pid, tmp_path)
-    shutil.copy(pair / "bin/steps_x86-64", tmp_path / "bin")
+    source = tmp_path / "crew.c"
+    source.write_text((PROGRAMS / "crew.c").read_text().replace("69069", "69070"))
+    output(hetcc, "-O2", source, "-o", "crew", "--layout", tmp_path, directory=tmp_path)
+    assert f"what runs is not {tmp_path}/bin/crew_x86-64" in refused(pid, tmp_path)
+    shutil.copy(pair / "bin/crew_x86-64", tmp_path / "bin")
     assert "no pair: they are of two builds" in refused(pid, tmp_path)
+
+
+def states(pids: list[int]) -> str:
+    return "".join(status_of(task)["State"][0] for task in pids)
+
+
+async def test_a_tree_is_brought_to_points_and_runs_on(pid: int) -> None:
+    tree = [task.pid for task in proc.tree(pid)]
+    assert len(tree) == 2
+    resumed: set[int] = set()
+    async with standing(pid, resumed):
+        assert states(tree) == "TT"
+        assert resumed == set(tree)
+    await until(lambda: "T" not in states(tree), "it to run on")
+    with pytest.raises(ValueError, match="of the dump"):
+        async with standing(pid, resumed):
+            raise ValueError("of the dump")
+    await until(lambda: "T" not in states(tree), "it to run on after an error")
+
+
+async def test_what_is_given_up_stands(pid: int) -> None:
+    tree = [task.pid for task in proc.tree(pid)]
+    os.kill(tree[1], signal.SIGSTOP)
+    await until(lambda: states(tree[1:]) == "T", "one to stop")
+    resumed: set[int] = set()
+    async with standing(pid, resumed) as state:
+        state.given_up = True
+        assert resumed == {pid}, "the other was stopped by somebody else"
+    assert states(tree) == "TT"
+    for task in tree:
+        os.kill(task, signal.SIGCONT)
+    await until(lambda: "T" not in states(tree), "it to run on")
 
 
 def test_a_program_of_another_compiler(pair: Path) -> None:
