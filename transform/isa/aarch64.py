@@ -28,8 +28,7 @@ def read_thread(core: task_pb2.Core, executable: Executable, who: str) -> Thread
     """What the core image says, at a site of `executable`. TransformError, saying `who`, if it stands elsewhere."""
     info = core.ti_aarch64
     registers = info.gpregs
-    if registers.pstate & _COMPAT or len(registers.regs) != _REGISTERS:
-        raise TransformError(f"{who}: runs 32-bit code, which cannot change ISA")
+    check_mode(registers, who)
     place, site = executable.place(registers.pc, SYSCALL_LENGTH, registers.regs[0], who)
     in_stub = place is not Place.AFTER_CALL
     return Thread(
@@ -43,16 +42,12 @@ def read_thread(core: task_pb2.Core, executable: Executable, who: str) -> Thread
         second_result=registers.regs[1],
         link=registers.regs[_LINK] if in_stub else 0,
         call=tuple(registers.regs[number] for number in _CALL) if in_stub else (),
-        floating_point=_floating_point(info.fpsimd),
+        floating_point=floating_point(info.fpsimd),
     )
 
 
 def write_thread(core: task_pb2.Core, thread: Thread, executable: Executable) -> dict[int, int]:
     """Put it into a core image. Nothing else must be written to memory."""
-    core.mtype = MACHINE
-    info = core.ti_aarch64
-    info.clear_tid_addr = thread.clear_tid
-    info.tls = thread.thread_pointer
     pc = executable.address_of(thread.site, thread.place, SYSCALL_LENGTH)
     registers = [0] * _REGISTERS
     registers[0], registers[1], registers[_FRAME] = thread.result, thread.second_result, thread.frame
@@ -60,18 +55,36 @@ def write_thread(core: task_pb2.Core, thread: Thread, executable: Executable) ->
     if thread.place is Place.BEFORE_SYSCALL:
         for number, value in zip(_CALL, thread.call, strict=True):
             registers[number] = value
-    info.gpregs.CopyFrom(task_pb2.RegistersAarch64(regs=registers, sp=thread.stack, pc=pc, pstate=0))
-    info.fpsimd.CopyFrom(_fp_registers(thread.floating_point))
+    in_user_code = task_pb2.RegistersAarch64(regs=registers, sp=thread.stack, pc=pc, pstate=0)
+    write_state(core, thread.clear_tid, thread.thread_pointer, in_user_code, thread.floating_point)
     return {}
 
 
-def _floating_point(registers: task_pb2.FpRegistersAarch64) -> FloatingPoint:
+def check_mode(registers: task_pb2.RegistersAarch64, who: str) -> None:
+    """TransformError for 32-bit code."""
+    if registers.pstate & _COMPAT or len(registers.regs) != _REGISTERS:
+        raise TransformError(f"{who}: runs 32-bit code, which cannot change ISA")
+
+
+def write_state(
+    core: task_pb2.Core, clear_tid: int, tls: int, registers: task_pb2.RegistersAarch64, state: FloatingPoint
+) -> None:
+    """Make it a core image of this ISA, of a thread with these registers."""
+    core.mtype = MACHINE
+    info = core.ti_aarch64
+    info.clear_tid_addr, info.tls = clear_tid, tls
+    info.gpregs.CopyFrom(registers)
+    info.fpsimd.CopyFrom(_fp_registers(state))
+
+
+def floating_point(registers: task_pb2.FpRegistersAarch64, count: int = VECTORS) -> FloatingPoint:
+    """Control, status and the first `count` of the 32 vectors."""
     words = registers.vregs
     return FloatingPoint(
         rounding=_ROUNDING[registers.fpcr >> _ROUNDING_AT & 3],
         flush=bool(registers.fpcr >> _FLUSH_AT & 1),
         raised=registers.fpsr & _RAISED,
-        vectors=tuple(words[2 * one] | words[2 * one + 1] << 64 for one in range(VECTORS)),
+        vectors=tuple(words[2 * one] | words[2 * one + 1] << 64 for one in range(count)),
     )
 
 

@@ -22,6 +22,7 @@ from transform.isa.open_files import executable_of, swap_all
 from transform.isa.pair import MACHINES, Pair
 from transform.isa.thread import Place, Thread
 from transform.memory import VMA_FILE_PRIVATE, Memory
+from transform.popcorn.program import PopcornProgram
 
 FILES = "files.img"
 TASK_ALIVE, TASK_DEAD, TASK_STOPPED = 1, 2, 3
@@ -46,7 +47,7 @@ class ChangeOfIsa:
             raise OptionError(f"--binaries {binaries}: has no directory bin; give one that `hetcc --layout` has made")
         self._target, self._binaries, self._resumed = target, binaries, resumed
         self._source = next(isa for isa in MACHINES if isa != target)
-        self._pairs: dict[str, Pair] = {}
+        self._pairs: dict[str, Pair | PopcornProgram] = {}
 
     def check(self, executable: Path, contents: Path) -> None:
         """Before anything is frozen: `TransformError` if what runs from `executable`, and is read at `contents`, is not
@@ -70,7 +71,7 @@ class ChangeOfIsa:
         files = decode(FILES, dump.images[FILES])
         results: dict[str, Image] = {FILES: files}
         done = {}
-        executables: dict[int, Pair] = {}
+        executables: dict[int, Pair | PopcornProgram] = {}
         for task, threads in _tasks(dump):
             cores = {tid: decode(f"core-{tid}.img", dump.images[f"core-{tid}.img"]) for tid in threads}
             results |= {image.name: image for image in cores.values()}
@@ -78,7 +79,10 @@ class ChangeOfIsa:
                 memory, mm = dump.memory(task), decode(f"mm-{task}.img", dump.images[f"mm-{task}.img"])
                 results[mm.name] = mm
                 pair = self._pair_of(files, mm.messages(memory_pb2.Mm)[0].exe_file_id, executables)
-                self._change_threads(cores, memory, pair)
+                if isinstance(pair, PopcornProgram):
+                    pair.change_threads(cores, memory)
+                else:
+                    self._change_threads(cores, memory, pair)
                 self._change_memory(mm, memory, pair, dump.images[f"pagemap-{task}.img"])
                 done[f"pagemap-{task}.img"] = self._pagemap(f"pagemap-{task}.img", dump)
             elif any(core.HasField("tc") and core.tc.task_state != TASK_DEAD for core in _cores(cores.values())):
@@ -94,7 +98,9 @@ class ChangeOfIsa:
         data = dump.images[name]
         return below_limit(name, data) if self._target == x86_64.NAME else data
 
-    def _pair_of(self, files: Image, number: int, executables: dict[int, Pair]) -> Pair:
+    def _pair_of(
+        self, files: Image, number: int, executables: dict[int, Pair | PopcornProgram]
+    ) -> Pair | PopcornProgram:
         if number not in executables:
             path = executable_of(files, number).name.decode(errors="surrogateescape")
             executables[number] = pair = self._named(posixpath.basename(path))
@@ -104,10 +110,11 @@ class ChangeOfIsa:
                 raise TransformError(f"{path}: has {size} bytes in the dump, but {here.path} has {here.size}")
         return executables[number]
 
-    def _named(self, name: str) -> Pair:
+    def _named(self, name: str) -> Pair | PopcornProgram:
         name = name.removesuffix(f"_{self._source}")
         if name not in self._pairs:
-            self._pairs[name] = Pair.read(self._binaries, name, self._source, self._target)
+            where = self._binaries, name, self._source, self._target
+            self._pairs[name] = PopcornProgram.read(*where) or Pair.read(*where)
         return self._pairs[name]
 
     # ---- threads ----
@@ -145,7 +152,7 @@ class ChangeOfIsa:
 
     # ---- memory ----
 
-    def _change_memory(self, image: Image, memory: Memory, pair: Pair, pagemap: bytes) -> None:
+    def _change_memory(self, image: Image, memory: Memory, pair: Pair | PopcornProgram, pagemap: bytes) -> None:
         """The mm image, and the pages that are of one ISA: of the vDSO, and of code that CRIU has touched."""
         (mm,) = image.messages(memory_pb2.Mm)
         code = [(vma.start, vma.end) for vma in mm.vmas if _is_code(vma, mm.exe_file_id)]

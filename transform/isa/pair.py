@@ -5,7 +5,7 @@ have equal addresses. Their program headers are equal, so that the same bytes of
 addresses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -35,8 +35,9 @@ class Executable:
     _contents: bytes = field(repr=False)
 
     @classmethod
-    def read(cls, path: Path, isa: str) -> "Executable":
-        """OptionError for a file that is not of this ISA; TransformError for one hetcc did not make; OSError."""
+    def read(cls, path: Path, isa: str, sites: Sequence[Site] | None = None) -> "Executable":
+        """OptionError for a file that is not of this ISA; TransformError for one hetcc did not make, unless its `sites`
+        are given; OSError."""
         from elftools.common.exceptions import ELFError  # here: every start of imgproxy would pay for it, by a tenth
         from elftools.elf.elffile import ELFFile
 
@@ -51,7 +52,7 @@ class Executable:
             raise OptionError(f"--binaries: {path}: no executable: {error}") from None
         if machine != MACHINES[isa]:
             raise OptionError(f"--binaries: {path}: is for {machine}, not for {isa}")
-        sites = read_sites(path)
+        sites = read_sites(path) if sites is None else sites
         contents = path.read_bytes()
         return cls(
             path, len(contents), {one.address: one for one in sites}, {one.id: one for one in sites}, segments, contents
@@ -107,7 +108,7 @@ class Pair:
         """Of the program `name`, from the ISA `source` to `target`. OptionError or TransformError if it is no pair."""
         paths = [directory / "bin" / f"{name}_{isa}" for isa in (source, target)]
         try:
-            return _read(paths[0], paths[1], source, target, tuple(map(_version, paths)))
+            return _read(paths[0], paths[1], source, target, tuple(map(version, paths)))
         except OSError as error:
             raise OptionError(
                 f"--binaries: {error.filename}: {error.strerror}; make the pair with hetcc --layout"
@@ -119,8 +120,8 @@ class Pair:
         return self.target.by_id[site.id].address if site is not None and site.kind is Kind.CALL else None
 
 
-def _version(path: Path) -> tuple[int, ...]:
-    """Another number for another file at the same path."""
+def version(path: Path) -> tuple[int, ...]:
+    """Other numbers for another file at the same path. OSError."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 

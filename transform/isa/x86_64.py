@@ -35,8 +35,7 @@ def read_thread(core: task_pb2.Core, executable: Executable, read: Read, who: st
     """What the core image says, at a site of `executable`. TransformError, saying `who`, if it stands elsewhere."""
     info = core.thread_info
     registers = info.gpregs
-    if registers.mode not in (0, _NATIVE) or registers.cs != _CODE:
-        raise TransformError(f"{who}: runs 32-bit code, which cannot change ISA")
+    check_mode(registers, who)
     place, site = executable.place(registers.ip, SYSCALL_LENGTH, registers.ax, who)
     common = Thread(
         place=place,
@@ -47,7 +46,7 @@ def read_thread(core: task_pb2.Core, executable: Executable, read: Read, who: st
         clear_tid=info.clear_tid_addr,
         result=registers.ax,
         second_result=registers.dx,
-        floating_point=_floating_point(info.fpregs),
+        floating_point=floating_point(info.fpregs),
     )
     if place is Place.AFTER_CALL:
         return common
@@ -57,11 +56,23 @@ def read_thread(core: task_pb2.Core, executable: Executable, read: Read, who: st
 
 def write_thread(core: task_pb2.Core, thread: Thread, executable: Executable) -> dict[int, int]:
     """Put it into a core image; what must be written to the process's memory besides, 8 bytes at each address."""
+    write_state(core, thread.clear_tid, _registers(thread, executable), thread.floating_point)
+    return {} if thread.place is Place.AFTER_CALL else {thread.stack - 8: thread.link}
+
+
+def check_mode(registers: task_pb2.RegistersX86, who: str) -> None:
+    """TransformError for 32-bit code."""
+    if registers.mode not in (0, _NATIVE) or registers.cs != _CODE:
+        raise TransformError(f"{who}: runs 32-bit code, which cannot change ISA")
+
+
+def write_state(core: task_pb2.Core, clear_tid: int, registers: task_pb2.RegistersX86, state: FloatingPoint) -> None:
+    """Make it a core image of this ISA, of a thread with these registers."""
     core.mtype = MACHINE
     info = core.thread_info
-    info.clear_tid_addr = thread.clear_tid
-    info.gpregs.CopyFrom(_registers(thread, executable))
-    info.fpregs.CopyFrom(_fp_registers(thread.floating_point))
+    info.clear_tid_addr = clear_tid
+    info.gpregs.CopyFrom(registers)
+    info.fpregs.CopyFrom(_fp_registers(state))
     for number in (12, 13, 14):
         info.tls.add(
             entry_number=number,
@@ -75,24 +86,32 @@ def write_thread(core: task_pb2.Core, thread: Thread, executable: Executable) ->
             seg_not_present=True,
             usable=False,
         )
-    return {} if thread.place is Place.AFTER_CALL else {thread.stack - 8: thread.link}
+
+
+def in_user_code(ip: int, sp: int, fs_base: int, **general: int) -> task_pb2.RegistersX86:
+    """The registers of a thread that makes no system call; general ones that are not given are 0."""
+    names = ("r15", "r14", "r13", "r12", "bp", "bx", "r11", "r10", "r9", "r8", "ax", "cx", "dx", "si", "di")
+    return task_pb2.RegistersX86(
+        **(dict.fromkeys((*names, "gs_base", "ds", "es", "fs", "gs"), 0) | general),
+        orig_ax=_NO_CALL,
+        ip=ip,
+        cs=_CODE,
+        flags=_FLAGS,
+        sp=sp,
+        ss=_DATA,
+        fs_base=fs_base,
+        mode=_NATIVE,
+    )
 
 
 def _registers(thread: Thread, executable: Executable) -> task_pb2.RegistersX86:
-    registers = task_pb2.RegistersX86(
-        **dict.fromkeys(("r15", "r14", "r13", "r12", "bx", "r11", "r10", "r9", "r8", "cx", "si", "di", "gs_base"), 0),
-        **dict.fromkeys(("ds", "es", "fs", "gs"), 0),
+    registers = in_user_code(
+        executable.address_of(thread.site, thread.place, SYSCALL_LENGTH),
+        thread.stack if thread.place is Place.AFTER_CALL else thread.stack - 8,
+        thread.thread_pointer,
         bp=thread.frame,
         ax=thread.result,
         dx=thread.second_result,
-        orig_ax=_NO_CALL,
-        ip=executable.address_of(thread.site, thread.place, SYSCALL_LENGTH),
-        cs=_CODE,
-        flags=_FLAGS,
-        sp=thread.stack if thread.place is Place.AFTER_CALL else thread.stack - 8,
-        ss=_DATA,
-        fs_base=thread.thread_pointer,
-        mode=_NATIVE,
     )
     if thread.place is Place.BEFORE_SYSCALL:
         names = ("r12", "r13", "r14", "r15", "di", "si", "dx")
@@ -101,10 +120,11 @@ def _registers(thread: Thread, executable: Executable) -> task_pb2.RegistersX86:
     return registers
 
 
-def _floating_point(registers: task_pb2.FpRegistersX86) -> FloatingPoint:
+def floating_point(registers: task_pb2.FpRegistersX86, count: int = VECTORS) -> FloatingPoint:
+    """Control, status and the first `count` of the 16 vectors."""
     control, words = registers.mxcsr, registers.xmm_space
     raised = sum(1 << there for here, there in _RAISED.items() if control >> here & 1)
-    vectors = [sum(words[4 * one + word] << 32 * word for word in range(4)) for one in range(VECTORS)]
+    vectors = [sum(words[4 * one + word] << 32 * word for word in range(4)) for one in range(count)]
     return FloatingPoint(
         rounding=_ROUNDING[control >> _ROUNDING_AT & 3],
         flush=bool(control >> _FLUSH_AT & 1),

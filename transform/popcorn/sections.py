@@ -15,7 +15,7 @@ have thousands and a stack few. All tables are checked for size, order and bound
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import cached_property
@@ -168,6 +168,10 @@ class CallSites:
         """The call site of that id. TransformError for one whose records do not hold."""
         index = self._by_id.get(number)
         return None if index is None else self._site(index)
+
+    def ids(self) -> Set[int]:
+        """Of all call sites."""
+        return self._by_id.keys()
 
     def constant(self, site: CallSite, index: int) -> int:
         """A constant of the pool of the site's module, 8 bytes. TransformError if there is none."""
