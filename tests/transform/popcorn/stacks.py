@@ -108,7 +108,15 @@ def _word(draw: random.Random, stack: AbstractStack, depth: int, stacks: list[Ab
     if not variables or draw.random() < 0.05:
         return Target(where, frame, None)
     variable = draw.choice(variables)
-    return Target(where, frame, variable, draw.randrange(variable.size))
+    behind = draw.random() < 0.1 and _ends_alone(variable, variables)
+    return Target(where, frame, variable, variable.size if behind else draw.randrange(variable.size))
+
+
+def _ends_alone(variable: Value, variables: list[Value]) -> bool:
+    """Whether no other variable begins where this one ends, on either ISA."""
+    ends = {(name, spots[0].offset + variable.size) for name, spots in variable.spots.items()}
+    starts = {(name, spots[0].offset) for value in variables for name, spots in value.spots.items()}
+    return not ends & starts
 
 
 def realise(stack: AbstractStack, isa: Isa, dead: random.Random | None = None) -> Real:
@@ -145,13 +153,16 @@ def _call(
         struct.pack_into("<Q", contents, fp + at, registers[register] & 2**64 - 1)
         registers[register] = dead.getrandbits(63) if dead else 0
     for value in frame.site.values:
-        _put(value, frame, isa, contents, registers, fp)
+        _put(value, frame, isa, contents, registers, fp, dead)
     for made in frame.site.made[isa.name]:
         result = bases[depth] - 16 + made.result if made.of_frame else made.result
         _write(made.spot.kind, made.spot.register, made.spot.offset, 8, result, contents, registers, fp)
 
 
-def _put(value: Value, frame: Activation, isa: Isa, contents: bytearray, registers: dict[int, int], fp: int) -> None:
+def _put(
+    value: Value, frame: Activation, isa: Isa, contents: bytearray, registers: dict[int, int], fp: int,
+    dead: random.Random | None,
+) -> None:  # fmt: skip
     if value.variable:
         if value.alias is None:
             words, rest = frame.variables[id(value)]
@@ -162,6 +173,8 @@ def _put(value: Value, frame: Activation, isa: Isa, contents: bytearray, registe
     for spot in value.spots[isa.name]:
         if spot.kind in (REGISTER, INDIRECT):
             word = _real(frame.scalars[id(value)], isa)
+            if dead and spot.kind == REGISTER and value.size < 8:
+                word |= dead.getrandbits(64) << 8 * value.size & 2**64 - 1
             _write(spot.kind, spot.register, spot.offset, value.size, word, contents, registers, fp)
         assert spot.kind != DIRECT or value.temporary_of is not None
 
