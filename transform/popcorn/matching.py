@@ -43,6 +43,7 @@ class Plan:
     moves: Sequence[Move]
     made: Sequence[Step]  #: values of the target's ISA alone
     saved: Sequence[tuple[int, int]]  #: by the target's frame: register, and bytes from the CFA
+    reach: tuple[int, int]  #: how far values are beyond the CFA on each side, in what the caller has passed
 
 
 def match(site: CallSite, source: Side, target: Side) -> Plan:
@@ -64,7 +65,17 @@ def match(site: CallSite, source: Side, target: Side) -> Plan:
         elif written:
             goes = tuple(_place(other, place, target) for place in written)
             moves.append(Move(written[0].size, _read_from(site, value, source), goes))
-    return Plan(other, variables, moves, steps(other, target), target.saved(other))
+    made = steps(other, target)
+    return Plan(other, variables, moves, made, target.saved(other), _reach(variables, moves, made))
+
+
+def _reach(variables: Sequence[Variable], moves: Sequence[Move], made: Sequence[Step]) -> tuple[int, int]:
+    ours = [at + size for size, at, _ in variables]
+    theirs = [at + size for size, _, at in variables]
+    ours += [source.at + size for size, source, _ in moves if source.where is Where.MEMORY]
+    theirs += [place.at + size for size, _, places in moves for place in places if place.where is Where.MEMORY]
+    theirs += [step.place.at + step.size for step in made if step.place.where is Where.MEMORY]
+    return max(ours, default=0), max(theirs, default=0)
 
 
 def _values(site: CallSite) -> list[list[LiveValue]]:

@@ -34,7 +34,7 @@ class Rewritten:
 
 
 class Layout:
-    """Where the frames of one stack are on the target."""
+    """Where the frames of one stack are on the target. TransformError for a value that is on neither."""
 
     def __init__(self, stack: Stack, plans: Sequence[Plan]) -> None:
         self.stack, self.plans = stack, plans
@@ -44,6 +44,9 @@ class Layout:
             cfa -= plan.target.frame_size
         self.low = cfa
         self.cfas = cfas[::-1]
+        for frame, plan, cfa in zip(stack.frames, plans, self.cfas, strict=True):
+            if frame.cfa + plan.reach[0] > stack.base or cfa + plan.reach[1] > stack.base:
+                raise TransformError(f"{stack.who}: call site {frame.site.id} has a value beyond the end of the stack")
 
     def variables(self) -> list[Moved]:
         """Every variable of every frame."""
@@ -90,8 +93,6 @@ class TargetStack:
         where, at = place
         if where is Where.MEMORY:
             start = self.cfa - self.low + at
-            if start + size > len(self.contents):
-                raise TransformError(f"{self.who}: a value beyond the end of the stack")
             self.contents[start : start + size] = value.to_bytes(size, "little")
             return
         self._own[at] = value
@@ -118,13 +119,6 @@ class TargetStack:
             raise TransformError(f"{self.who}: a value is made from register {at}, which has none")
         return self._own[at] & (1 << 8 * size) - 1
 
-    def copy(self, at: int, data: bytes) -> None:
-        """Put a variable there, from the CFA."""
-        start = self.cfa - self.low + at
-        if start + len(data) > len(self.contents):
-            raise TransformError(f"{self.who}: a variable beyond the end of the stack")
-        self.contents[start : start + len(data)] = data
-
 
 def rewrite(layout: Layout, pointers: Pointers, source: Side, target: Side, load: Load) -> Rewritten:
     """The thread for the target. TransformError for whatever is not certain."""
@@ -143,34 +137,37 @@ def rewrite(layout: Layout, pointers: Pointers, source: Side, target: Side, load
 
 
 def _copy_variables(made: TargetStack, stack: Stack, frame: Frame, plan: Plan, pointers: Pointers) -> None:
+    start, goes_to = frame.cfa - stack.low, made.cfa - made.low
     for size, source, target in plan.variables:
-        start = frame.cfa + source - stack.low
-        if start + size > len(stack.contents):
-            raise TransformError(f"{stack.who}: a variable beyond the end of the stack")
-        data = stack.contents[start : start + size]
-        made.copy(target, pointers.moved_words(data, start, stack.who))
+        data = stack.contents[start + source : start + source + size]
+        if size >= _WORD.size:
+            data = pointers.moved_words(data, start + source, stack.who)
+        made.contents[goes_to + target : goes_to + target + size] = data
 
 
 def _copy_values(made: TargetStack, stack: Stack, frame: Frame, plan: Plan, pointers: Pointers) -> None:
-    low, high = pointers.low, pointers.high
+    low, high, goes_to, contents = pointers.low, pointers.high, made.cfa - made.low, made.contents
     for size, source, targets in plan.moves:
         value = _read(stack, frame, source, size)
-        if size == 8:
+        if size == _WORD.size:
             if low <= value < high:
                 value = pointers.moved(value, stack.who)
-        elif size > 8:
+        elif size > _WORD.size:
             data = value.to_bytes(size, "little")
             value = int.from_bytes(pointers.moved_words(data, 0, stack.who), "little")
         for place in targets:
-            made.write(place, size, value)
+            if size == _WORD.size and place.where is Where.MEMORY:
+                _WORD.pack_into(contents, goes_to + place.at, value)
+            else:
+                made.write(place, size, value)
 
 
 def _read(stack: Stack, frame: Frame, place: Place, size: int) -> int:
     where, at = place
     if where is Where.MEMORY:
         start = frame.cfa + at - stack.low
-        if start + size > len(stack.contents):
-            raise TransformError(f"{stack.who}: a value beyond the end of the stack")
+        if size == _WORD.size:
+            return int(_WORD.unpack_from(stack.contents, start)[0])
         return int.from_bytes(stack.contents[start : start + size], "little")
     if where is Where.ADDRESS:
         return frame.cfa + at

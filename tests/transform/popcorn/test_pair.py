@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import sys
 from pathlib import Path
 from types import FrameType
@@ -11,6 +12,7 @@ import pytest
 from tests.transform.popcorn.encoding import executable
 from tests.transform.popcorn.programs import ARM, CONSTANTS, CONSTANTS_AT, X86, Isa, Program
 from tests.transform.popcorn.stacks import AbstractStack, Real, invent, memory_of, realise
+from transform.errors import TransformError
 from transform.popcorn.machine import MACHINES
 from transform.popcorn.pair import PopcornPair
 from transform.popcorn.places import Side
@@ -115,3 +117,27 @@ def test_threads_point_into_the_live_part_of_stacks_only(tmp_path: Path) -> None
     real.registers[0] = real.low - 8
     made = pair.translate(memory_of([(stack, real)]), {"thread": Registers(real.pc, real.registers)}, load)
     assert made["thread"].registers.values[0] == real.low - 8
+
+
+def test_damaged_stacks_are_refused_or_read_as_they_are(tmp_path: Path) -> None:
+    """A bit anywhere in a stack, a stack pointer or a frame pointer: nothing breaks, and most is seen."""
+    draw = random.Random(SEED)
+    program = Program(SEED + 3)
+    pair = PopcornPair(*(sides(program, tmp_path)[isa.name] for isa in (X86, ARM)))
+    (stack,) = invent(draw, program, [6])
+    refused = 0
+    for number in range(150):
+        real = realise(stack, X86)
+        at = draw.randrange(len(real.contents))
+        damaged = bytearray(real.contents)
+        damaged[at] ^= 1 << draw.randrange(8)
+        if number % 3 == 0:
+            register = draw.choice((X86.frame, X86.stack))
+            real.registers[register] ^= 1 << draw.randrange(47)
+        thread = Registers(real.pc, real.registers)
+        try:
+            pair.translate(memory_of([(stack, Real(real.low, bytes(damaged), 0, {}))]), {"thread": thread}, load)
+        except TransformError as error:
+            assert re.match("thread: |call site|memory of task", str(error))
+            refused += 1
+    assert refused >= 50

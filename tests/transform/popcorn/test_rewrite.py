@@ -101,13 +101,13 @@ def test_values_from_the_executable() -> None:
             [site(START, 32, [WORD])],
             [site(START, 32, [SLOT._replace(offset=16)])],
             {3: 5},
-            "a value beyond the end of the stack",
+            "call site 18446744073709551615 has a value beyond the end of the stack",
         ),
         (
             [site(START, 32, [WORD._replace(kind=Kind.INDIRECT, register=6, offset=16)])],
             [site(START, 32, [SLOT])],
             {},
-            "a value beyond the end of the stack",
+            "call site 18446744073709551615 has a value beyond the end of the stack",
         ),
         (
             [site(START, 32)],
