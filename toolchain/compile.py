@@ -21,8 +21,11 @@ RULES = (
     "-fno-unwind-tables",
     "-fno-asynchronous-unwind-tables",
 )
+#: Loops are unrolled as clang does it for x86-64: for aarch64 it would not when it does not know how often they turn. A
+#: product of a sparse matrix and a vector took 1.45 times as long as plain clang's.
+UNROLL = ("-mllvm", "-unroll-runtime", "-mllvm", "-unroll-allow-partial", "-mllvm", "-unroll-partial-threshold=28")
 #: How every source is compiled, the libc's own included.
-FLAGS = (f"--target={AARCH64.triple}", "-fsigned-char", "-Qunused-arguments", *RULES)
+FLAGS = (f"--target={AARCH64.triple}", "-fsigned-char", "-Qunused-arguments", *UNROLL, *RULES)
 
 
 def include_flags() -> list[str]:

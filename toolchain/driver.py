@@ -27,7 +27,7 @@ from toolchain.tools import AARCH64, ISAS, LLVM, X86_64, Isa, ToolError
 #: Options of the compiler that take the next word, too.
 _TAKE_A_WORD = (
     *("-I", "-D", "-U", "-include", "-isystem", "-MF", "-MT", "-MQ", "-idirafter", "-x", "-iquote"),
-    *("-Xclang", "-Xpreprocessor", "-imacros", "-iprefix", "--param"),
+    *("-Xclang", "-Xpreprocessor", "-imacros", "-iprefix", "--param", "-mllvm"),
 )
 #: Options of the linker that take the next word, and say nothing here.
 _IGNORED_WITH_A_WORD = ("-z", "-Xlinker", "-rpath", "-u", "-soname")

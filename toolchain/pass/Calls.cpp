@@ -5,6 +5,7 @@
 #include "llvm/IR/IRBuilder.h"
 #include "llvm/IR/InlineAsm.h"
 #include "llvm/IR/InstIterator.h"
+#include "llvm/IR/IntrinsicInst.h"
 
 using namespace llvm;
 
@@ -34,6 +35,14 @@ bool isLeafName(StringRef Name) {
 bool isStop(const Instruction &I) {
   const auto *Call = dyn_cast<CallInst>(&I);
   return Call && Call->getCallingConv() == CallingConv::PreserveNone;
+}
+
+bool mayStop(const Instruction &I) {
+  const auto *Call = dyn_cast<CallBase>(&I);
+  if (!Call || isa<IntrinsicInst>(I) || Call->isInlineAsm())
+    return false;
+  const auto *Callee = dyn_cast<Function>(Call->getCalledOperand()->stripPointerCastsAndAliases());
+  return !Callee || !isLeafName(Callee->getName());
 }
 
 std::vector<CallInst *> stopsOf(Function &F) {

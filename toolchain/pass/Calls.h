@@ -12,6 +12,9 @@ bool isLeafName(llvm::StringRef Name);
 // A call after which all state of the caller is in its frame.
 bool isStop(const llvm::Instruction &I);
 
+// The same, before calls have a convention.
+bool mayStop(const llvm::Instruction &I);
+
 // The calls of `F` that are stops, in order.
 std::vector<llvm::CallInst *> stopsOf(llvm::Function &F);
 

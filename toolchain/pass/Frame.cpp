@@ -1,12 +1,14 @@
 // How: every local variable and every home becomes a range of one array of bytes; its address is computed anew at each
 // use, so that it is never live across a stop itself. A value has one home, for it never changes (SSA): it is stored
-// where it is defined, or before each stop which it is live across, whichever runs less often, and read again behind.
+// once, between where it is defined and where it is needed, or before each stop which it is live across, whichever runs
+// less often, and read again behind.
 #include "Frame.h"
 
 #include "Calls.h"
 #include "Liveness.h"
 #include "llvm/ADT/PostOrderIterator.h"
 #include "llvm/IR/CFG.h"
+#include "llvm/IR/Dominators.h"
 #include "llvm/IR/IRBuilder.h"
 #include "llvm/IR/InstIterator.h"
 #include "llvm/IR/IntrinsicInst.h"
@@ -27,7 +29,7 @@ constexpr char FrameName[] = "unified.frame";
 class FrameBuilder {
 public:
   FrameBuilder(Function &F, unsigned Number, const BlockFrequencyInfo &Frequencies)
-      : F(F), Number(Number), Frequencies(Frequencies), DL(F.getParent()->getDataLayout()), Byte(Type::getInt8Ty(F.getContext())) {}
+      : F(F), Number(Number), Frequencies(Frequencies), Dominators(F), DL(F.getParent()->getDataLayout()), Byte(Type::getInt8Ty(F.getContext())) {}
 
   void run() {
     dropLifetimes();
@@ -43,6 +45,7 @@ private:
   Function &F;
   unsigned Number;
   const BlockFrequencyInfo &Frequencies;
+  const DominatorTree Dominators;
   const DataLayout &DL;
   Type *Byte;
   AllocaInst *Frame = nullptr;
@@ -176,27 +179,48 @@ private:
   Align homeAlign(Value *V) { return std::min(DL.getABITypeAlign(V->getType()), Align(FrameAlign)); }
 
   // Three ways to have a value behind stops. It can be read again behind each stop, as a new value that meets the old
-  // one where paths join; stored where it is defined or before the stops. Or, stored where it is defined, it is read
-  // in each block that uses it and that a path through a stop leads to. Taken is what runs least often.
+  // one where paths join; stored once or before the stops. Or, stored once, it is read in each block that uses it and
+  // that a path through a stop leads to. Taken is what runs least often.
   void useHome(Value *V, Home &H) {
     std::vector<Use *> Uses;
     for (Use &U : V->uses())
       Uses.push_back(&U);
     BasicBlock *Defining = definingBlock(V);
-    std::set<BasicBlock *> Behind = blocksBehindStops(V, H);
-    uint64_t Stored = frequency(behind(V)->getParent()), AtStops = 0, AtUses = 0;
-    for (const CallInst *Stop : H.Stops)
+    std::set<BasicBlock *> Behind = blocksBehindStops(V, H), Stopping, Using;
+    uint64_t AtStops = 0, AtUses = 0;
+    for (const CallInst *Stop : H.Stops) {
       AtStops += frequency(Stop->getParent());
-    std::set<BasicBlock *> Using;
+      Stopping.insert(const_cast<BasicBlock *>(Stop->getParent()));
+    }
     for (Use *U : Uses)
       if (Behind.count(useBlock(*U)))
         Using.insert(useBlock(*U));
     for (BasicBlock *Block : Using)
       AtUses += frequency(Block);
-    if (Stored + AtUses <= std::min(Stored, AtStops) + AtStops)
-      readAtUses(V, H, Uses, Using);
+    BasicBlock *ForStops = placeToStore(V, Stopping, Behind);
+    std::set<BasicBlock *> All = Stopping;
+    All.insert(Using.begin(), Using.end());
+    BasicBlock *ForUses = placeToStore(V, All, Behind);
+    uint64_t Stored = frequency(ForStops);
+    if (frequency(ForUses) + AtUses <= std::min(Stored, AtStops) + AtStops)
+      readAtUses(V, H, Uses, Using, ForUses);
     else
-      readBehindStops(V, H, Uses, Defining, AtStops < Stored);
+      readBehindStops(V, H, Uses, Defining, AtStops < Stored ? nullptr : ForStops);
+  }
+
+  // Of the blocks that lead to all of `Needing`, from the value's own on, the one that runs least often. Not one behind
+  // a stop: the value would have to be in a register there. So a value is not stored on ways that meet no stop.
+  BasicBlock *placeToStore(Value *V, const std::set<BasicBlock *> &Needing, const std::set<BasicBlock *> &Behind) {
+    BasicBlock *Best = behind(V)->getParent(), *Common = nullptr;
+    for (BasicBlock *Block : Needing)
+      Common = Common ? Dominators.findNearestCommonDominator(Common, Block) : Block;
+    if (!Dominators.dominates(Best, Common))
+      return Best;
+    BasicBlock *Own = Best;
+    for (BasicBlock *Block = Common; Block != Own; Block = Dominators.getNode(Block)->getIDom()->getBlock())
+      if (!Behind.count(Block) && frequency(Block) < frequency(Best))
+        Best = Block;
+    return Best;
   }
 
   uint64_t frequency(const BasicBlock *Block) { return Frequencies.getBlockFreq(Block).getFrequency(); }
@@ -225,12 +249,14 @@ private:
     return Found;
   }
 
-  void storeWhereDefined(Value *V, Home &H) {
+  void storeIn(BasicBlock *Block, Value *V, Home &H) {
     Instruction *Begin = behind(V);
+    if (Begin->getParent() != Block)
+      Begin = &*Block->getFirstInsertionPt();
     new StoreInst(V, place(H.Offset, Begin), false, homeAlign(V), Begin);
   }
 
-  void readAtUses(Value *V, Home &H, std::vector<Use *> &Uses, std::set<BasicBlock *> &Using) {
+  void readAtUses(Value *V, Home &H, std::vector<Use *> &Uses, std::set<BasicBlock *> &Using, BasicBlock *StoredIn) {
     std::map<BasicBlock *, LoadInst *> Loads;
     for (BasicBlock *Block : Using) {
       Instruction *Begin = &*Block->getFirstInsertionPt();
@@ -239,10 +265,11 @@ private:
     for (Use *U : Uses)
       if (auto Found = Loads.find(useBlock(*U)); Found != Loads.end())
         U->set(Found->second);
-    storeWhereDefined(V, H);
+    storeIn(StoredIn, V, H);
   }
 
-  void readBehindStops(Value *V, Home &H, std::vector<Use *> &Uses, BasicBlock *Defining, bool StoreAtStops) {
+  // `StoredIn` is none: before each stop.
+  void readBehindStops(Value *V, Home &H, std::vector<Use *> &Uses, BasicBlock *Defining, BasicBlock *StoredIn) {
     SSAUpdater Updater;
     Updater.Initialize(V->getType(), V->getName());
     Updater.AddAvailableValue(Defining, V);
@@ -253,8 +280,8 @@ private:
       H.Loads[After] = Load;
       Updater.AddAvailableValue(After, Load);
     }
-    if (!StoreAtStops)
-      storeWhereDefined(V, H);
+    if (StoredIn)
+      storeIn(StoredIn, V, H);
     else
       for (CallInst *Stop : H.Stops) {
         auto *Store = new StoreInst(V, place(H.Offset, Stop), false, homeAlign(V), Stop);

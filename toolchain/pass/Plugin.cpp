@@ -13,6 +13,8 @@
 #include "llvm/IR/Verifier.h"
 #include "llvm/Passes/PassBuilder.h"
 #include "llvm/Passes/PassPlugin.h"
+#include "llvm/Transforms/Scalar/LoopPassManager.h"
+#include "llvm/Transforms/Scalar/LoopStrengthReduce.h"
 
 using namespace llvm;
 
@@ -22,6 +24,17 @@ struct LowerDynamicPass : PassInfoMixin<LowerDynamicPass> {
   PreservedAnalyses run(Module &M, ModuleAnalysisManager &) {
     unify::moveToSideStack(M);
     return PreservedAnalyses::none();
+  }
+};
+
+// Strength reduction where nothing stops: what it keeps for the next turn needs no home there. Code generation itself
+// must not do it, for it would keep that in registers across calls.
+struct ReduceQuietLoopsPass : PassInfoMixin<ReduceQuietLoopsPass> {
+  PreservedAnalyses run(Loop &L, LoopAnalysisManager &Analyses, LoopStandardAnalysisResults &Results, LPMUpdater &Updater) {
+    auto MayStop = [](const BasicBlock *Block) { return any_of(*Block, unify::mayStop); };
+    if (any_of(L.blocks(), MayStop))
+      return PreservedAnalyses::all();
+    return LoopStrengthReducePass().run(L, Analyses, Results, Updater);
   }
 };
 
@@ -63,6 +76,13 @@ extern "C" LLVM_ATTRIBUTE_WEAK PassPluginLibraryInfo llvmGetPassPluginInfo() {
                     Manager.addPass(LowerDynamicPass());
                   else
                     return false;
+                  return true;
+                });
+            Builder.registerPipelineParsingCallback(
+                [](StringRef Name, LoopPassManager &Manager, ArrayRef<PassBuilder::PipelineElement>) {
+                  if (Name != "reduce-quiet-loops")
+                    return false;
+                  Manager.addPass(ReduceQuietLoopsPass());
                   return true;
                 });
           }};
