@@ -31,7 +31,8 @@ LLC_FLAGS = (
 
 
 def generate_code(isa: Isa, module: Path, assembly: Path, pads: Path) -> None:
-    """`pads`: lines of the number of a frame and the bytes that it lacks. ToolError names function and block."""
+    """`pads`: lines of the number of a frame and the bytes that it lacks, below and above. ToolError names function
+    and block."""
     program = home() / "pass/unified-codegen"
     words: list[str | Path] = [
         program,

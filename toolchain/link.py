@@ -14,7 +14,7 @@ from toolchain.assembly import mark_sites
 from toolchain.check import check_pair
 from toolchain.code import generate_code
 from toolchain.finish import finish_sites
-from toolchain.frames import add_pads, frame_sizes
+from toolchain.frames import Pad, add_pads, frames_of
 from toolchain.layout import linker_script, ranges_of, sections_of
 from toolchain.tools import AARCH64, ISAS, X86_64, Isa, ToolError, home, run
 
@@ -48,7 +48,7 @@ class _Link:
         self._executables(everything, linker_script(sections, build), outputs)
         self._executables(everything, linker_script(sections, build, ranges_of(list(outputs.values()))), outputs)
         for isa in ISAS:
-            finish_sites(outputs[isa], frame_sizes(isa, objects[isa]))
+            finish_sites(outputs[isa], {number: one.size for number, one in frames_of(isa, objects[isa]).items()})
         check_pair(outputs)
 
     def _executables(self, everything: dict[Isa, list[Path]], layout: str, outputs: dict[Isa, Path]) -> None:
@@ -80,17 +80,17 @@ class _Link:
         run("link", "opt", self._plugin, passes, kept, program, "-o", self._unified)
 
     def _equal_frames(self) -> dict[Isa, Path]:
-        pads: dict[Isa, dict[int, int]] = {isa: {} for isa in ISAS}
+        pads: dict[Isa, dict[int, Pad]] = {isa: {} for isa in ISAS}
         for _ in range(MAX_ROUNDS):
             with ThreadPoolExecutor(len(ISAS)) as threads:
                 objects = dict(zip(ISAS, threads.map(lambda isa: self._generate(isa, pads[isa]), ISAS), strict=True))
-            if not add_pads({isa: frame_sizes(isa, obj) for isa, obj in objects.items()}, pads):
+            if not add_pads({isa: frames_of(isa, obj) for isa, obj in objects.items()}, pads):
                 return objects
         raise ToolError(f"frames: not of equal size after {MAX_ROUNDS} rounds")
 
-    def _generate(self, isa: Isa, pads: dict[int, int]) -> Path:
+    def _generate(self, isa: Isa, pads: dict[int, Pad]) -> Path:
         listed = self._place / f"{isa.name}.pads"
-        listed.write_text("".join(f"{number} {size}\n" for number, size in pads.items()))
+        listed.write_text("".join(f"{number} {pad.below} {pad.above}\n" for number, pad in pads.items()))
         assembly, obj = (self._place / f"{isa.name}{suffix}" for suffix in (".s", ".o"))
         generate_code(isa, self._unified, assembly, listed)
         marked = mark_sites(isa, assembly.read_text("latin-1"))  # strings stand there as bytes

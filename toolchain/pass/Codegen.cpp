@@ -46,10 +46,11 @@ static bool padFrames(Module &M) {
   auto File = MemoryBuffer::getFile(FramePads);
   if (!File)
     return false;
-  std::map<uint64_t, uint64_t> Pads;
+  std::map<uint64_t, unify::Pad> Pads;
   for (line_iterator Line(**File); !Line.is_at_end(); ++Line) {
     auto [Number, Bytes] = Line->split(' ');
-    Pads[std::stoull(Number.str())] = std::stoull(Bytes.str());
+    auto [Below, Above] = Bytes.split(' ');
+    Pads[std::stoull(Number.str())] = {std::stoull(Below.str()), std::stoull(Above.str())};
   }
   unify::padFrames(M, Pads);
   return true;

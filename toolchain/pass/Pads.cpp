@@ -7,9 +7,10 @@ using namespace llvm;
 
 namespace unify {
 
-static void padFrame(AllocaInst &Frame, uint64_t Bytes) {
+// Variables are addressed from the object's lowest byte: room above them moves none.
+static void padFrame(AllocaInst &Frame, uint64_t Bytes, uint64_t Above) {
   auto *Old = cast<ArrayType>(Frame.getAllocatedType());
-  Frame.setAllocatedType(ArrayType::get(Old->getElementType(), Old->getNumElements() + Bytes));
+  Frame.setAllocatedType(ArrayType::get(Old->getElementType(), Old->getNumElements() + Bytes + Above));
   for (User *U : Frame.users())
     if (auto *Gep = dyn_cast<GetElementPtrInst>(U)) {
       auto *Offset = cast<ConstantInt>(Gep->getOperand(1));
@@ -18,7 +19,7 @@ static void padFrame(AllocaInst &Frame, uint64_t Bytes) {
 }
 
 // The stack map in the entry block has the frame's number and the frame.
-void padFrames(Module &M, const std::map<uint64_t, uint64_t> &Bytes) {
+void padFrames(Module &M, const std::map<uint64_t, Pad> &Pads) {
   for (Function &F : M) {
     if (F.isDeclaration())
       continue;
@@ -26,9 +27,9 @@ void padFrames(Module &M, const std::map<uint64_t, uint64_t> &Bytes) {
       auto *Map = dyn_cast<IntrinsicInst>(&I);
       if (!Map || Map->getIntrinsicID() != Intrinsic::experimental_stackmap)
         continue;
-      auto Found = Bytes.find(cast<ConstantInt>(Map->getArgOperand(0))->getZExtValue());
-      if (Found != Bytes.end())
-        padFrame(*cast<AllocaInst>(Map->getArgOperand(2)), Found->second);
+      auto Found = Pads.find(cast<ConstantInt>(Map->getArgOperand(0))->getZExtValue());
+      if (Found != Pads.end())
+        padFrame(*cast<AllocaInst>(Map->getArgOperand(2)), Found->second.Below, Found->second.Above);
     }
   }
 }

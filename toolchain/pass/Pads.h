@@ -5,7 +5,12 @@
 
 namespace unify {
 
-// Make frame objects longer, away from the frame pointer: bytes by the frames' numbers.
-void padFrames(llvm::Module &M, const std::map<uint64_t, uint64_t> &Bytes);
+// Bytes for one frame object: below its variables, away from the frame pointer, and above them, at it.
+struct Pad {
+  uint64_t Below, Above;
+};
+
+// Make frame objects longer, by the frames' numbers.
+void padFrames(llvm::Module &M, const std::map<uint64_t, Pad> &Pads);
 
 }  // namespace unify
