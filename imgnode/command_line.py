@@ -7,7 +7,6 @@ import re
 import sys
 from collections.abc import Callable
 from enum import StrEnum
-from importlib.metadata import version
 from typing import Annotated
 
 import structlog
@@ -30,6 +29,8 @@ class Wire(StrEnum):
 
 def _show_version(context: typer.Context, asked: bool) -> None:
     if asked:
+        from importlib.metadata import version  # here: every start would pay for it
+
         print(context.info_name, version("imgproxy"))
         raise typer.Exit
 

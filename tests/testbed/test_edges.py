@@ -21,6 +21,7 @@ from tests.programs import Programs
 from tests.programs.edges import Edge, assert_right, have_verified, parse
 from tests.testbed.guest import Guest, guest
 from tests.testbed.guest_nodes import PATIENCE, GuestNode, open_nodes
+from tests.testbed.machine import Hardware
 
 pytestmark = pytest.mark.t3
 
@@ -167,7 +168,7 @@ async def move(moved: Moved, here: GuestNode, there: GuestNode, draw: random.Ran
 
 async def test_no_page_is_of_another_moment(programs: Programs) -> None:
     draw = random.Random(SEED)
-    async with guest("amd64") as vm:
+    async with guest("amd64", Hardware(steady=True)) as vm:
         done = await vm.run("imgproxy", "certs", CERTIFICATES, "127.0.0.1", deadline=PATIENCE)
         assert done.code == 0, done.output
         b, c = await open_nodes(vm, TLS_FILES)
