@@ -21,7 +21,7 @@ from tests.testbed.zdtm import suite
 pytestmark = pytest.mark.t3
 
 CHOSEN = os.environ.get("IMGPROXY_ZDTM", "")
-HARDWARE = Hardware(memory="2G")  # a test's memory is there twice, and in the cache
+HARDWARE = Hardware(memory="2G", steady=True)  # a test's memory is there twice, and in the cache
 #: Two rounds before the dump; as zdtm.py takes them.
 MODES = {"pre-dumps": ("--pre", "2"), "snapshots": ("--pre", "2", "--snaps")}
 #: One is dear enough, emulated: memory that children have inherited and changed. Pre-dumps have other tests.
