@@ -1,9 +1,9 @@
 """Near-live migration beside one dump of the same process: what is sent while it stands still, and for how long.
 
-It takes a kernel that tracks changes, so it runs in the test bed's amd64 guest, which is emulated: ratios of one run
-count, not seconds. The process changes a part of its memory each second, page after page, and goes from one node of the
-guest to the other and back, in turns with pre-dumps, with these and a lazy restore, and with neither; it finds its own
-memory right after each move.
+It takes a kernel that tracks changes, so it runs in the test bed's amd64 guest, which is emulated, and whose time
+passes with its instructions: a usual processor's, whatever the host does beside it. The process changes a part of its
+memory each second, page after page, and goes from one node of the guest to the other and back, in turns with pre-dumps,
+with these and a lazy restore, and with neither; it finds its own memory right after each move.
 """
 
 import json
@@ -150,11 +150,12 @@ def judged(workload: Workload, cases: Sequence[Case]) -> Report:
     title = f"near-live: {workload.size // MIB} MiB, {CHANGED:.0%} of it changed each second, in an emulated machine"
     report = Report(title, COLUMNS, raw={"cases": [vars(case) for case in cases]})
     for case in cases:
+        report.rows.append((str(case), *[""] * (len(COLUMNS) - 1)))
         for way in WAYS:
             report.rows.append(_row(case, way))
         for name in case.moves["rounds"][0]["phases"]:
             first, second, last = (f"{case.median(way, 'phases', name):.2f} s" for way in WAYS)
-            report.rows.append((f"  {name}", *[""] * (len(COLUMNS) - 3), f"{first}, {second}", f"of {last}"))
+            report.rows.append((f"    {name}", *[""] * (len(COLUMNS) - 3), f"{first}, {second}", f"of {last}"))
     report.targets.append(Target("last round, of one dump of everything", cases[0].last_part("rounds"), LAST))
     report.targets.append(Target("time frozen, of that by one dump", cases[0].frozen_part("rounds"), FROZEN))
     report.targets.append(Target("the same, restored lazily", cases[0].frozen_part("rounds, lazy"), FROZEN))
@@ -169,4 +170,4 @@ def _row(case: Case, way: str) -> tuple[str, ...]:
         part, ratio = f"{case.last_part(way):.1%}", f"{case.frozen_part(way):.2f}"
     frozen = f"{case.median(way, 'frozen'):.2f} s"
     counts = (f"{statistics.median(rounds):g}", f"{first:.0f} MiB", f"{last:.0f} MiB")
-    return (f"{case}, {way}", *counts, part, frozen, ratio)
+    return (f"  {way}", *counts, part, frozen, ratio)

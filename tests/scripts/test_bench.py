@@ -183,10 +183,11 @@ def test_figures_of_near_live() -> None:
     case.moves["one dump"] = [migrated(8.0, 6.0, 100), migrated(10.0, 7.0, 100)]
     report = near_live.judged(Workload(100 * MIB), [case])
     assert report.rows == [
-        ("loopback, huge pages never, rounds", "1.5", "100 MiB", "4 MiB", "4.5%", "1.50 s", "0.17"),
-        ("loopback, huge pages never, rounds, lazy", "1", "100 MiB", "4 MiB", "4.5%", "0.50 s", "0.06"),
-        ("loopback, huge pages never, one dump", "0", "100 MiB", "100 MiB", "", "9.00 s", "1.00"),
-        ("  restore", "", "", "", "", "1.00 s, 0.25 s", "of 6.50 s"),
+        ("loopback, huge pages never", "", "", "", "", "", ""),
+        ("  rounds", "1.5", "100 MiB", "4 MiB", "4.5%", "1.50 s", "0.17"),
+        ("  rounds, lazy", "1", "100 MiB", "4 MiB", "4.5%", "0.50 s", "0.06"),
+        ("  one dump", "0", "100 MiB", "100 MiB", "", "9.00 s", "1.00"),
+        ("    restore", "", "", "", "", "1.00 s, 0.25 s", "of 6.50 s"),
     ]
     assert [(round(one.value, 3), one.reached) for one in report.targets] == [
         (0.045, True),
