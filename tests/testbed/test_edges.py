@@ -3,7 +3,7 @@ one guest, whose kernel tracks changes. No page may be wrong, whatever it does t
 
 What continuous integration runs is a sample. All of it, in a quarter of an hour to an hour:
 
-    IMGPROXY_MOVES=100 IMGPROXY_SEED=7 IMGPROXY_LAZY=1 scripts/test t3 -- tests/testbed/test_edges.py
+    IMGPROXY_MOVES=100 IMGPROXY_SEED=7 scripts/test t3 -- tests/testbed/test_edges.py
 """
 
 import json
@@ -70,8 +70,7 @@ KINDS = {
 #: What a move's options are drawn from; all moves to one of the two nodes go by TLS.
 ROUNDS = (1, 2, 3, 4, 5)
 LINKS = (("--compress", "off"), ("--compress", "3"), ())
-#: With IMGPROXY_LAZY every other restore, about, is a lazy one.
-RESTORES = ((), ("--lazy",)) if os.environ.get("IMGPROXY_LAZY") else ((),)
+RESTORES = ((), ("--lazy",))
 CERTIFICATES = "/run/certs"
 TLS_FILES = (
     *("--tls-cacert", f"{CERTIFICATES}/ca.pem"),
