@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Node, migrate, open_nodes, start_cache, until
+from tests.nodes import Node, Program, migrate, open_nodes, start_cache, until
 from tests.programs import Programs
-from tests.testbed.guest import Command, Guest, guest
+from tests.testbed.guest import Guest, guest
 from tests.testbed.guest_nodes import PATIENCE
 from tests.testbed.machine import HOST
 from tests.toolchain.conftest import make_toolchain
@@ -16,44 +16,52 @@ from tests.toolchain.pairs import PROGRAMS, output
 
 pytestmark = pytest.mark.t3
 
-PROGRAM = "crew"
-THERE = "/run/there"
 #: Milliseconds that the program sleeps at a time: it must leave the guest, which has one processor, to others.
 NAP = 100
 
 
-async def put_pair(vm: Guest, pair: Path) -> None:
-    """Both executables, and the guest's at the place that it has here."""
-    assert (await vm.run("mkdir", "-p", pair / "bin")).code == 0
-    for name in ("x86-64", "aarch64"):
-        await vm.put(pair / f"bin/{PROGRAM}_{name}", str(pair / f"bin/{PROGRAM}_{name}"), 0o755)
-    assert (await vm.run("cp", pair / f"bin/{PROGRAM}_aarch64", pair / PROGRAM)).code == 0
+class There:
+    """A guest in which programs go on: a cache that runs restores, and `imgproxy` loaded, for the way back."""
 
+    def __init__(self, vm: Guest, pair: Path, name: str) -> None:
+        self.vm, self.pair, self.name = vm, pair, name
+        self.address = ""
+        self._back = 0
 
-async def start_there(vm: Guest) -> tuple[str, Command]:
-    """A cache in the guest, and `imgproxy` loaded: how the one is reached, and the other."""
-    assert (await vm.run("mkdir", "-m", "700", THERE)).code == 0
-    listen = ["--listen", "0.0.0.0:7000", "--insecure", "--allow-restore"]
-    cache = await vm.start("imgcache", "-D", THERE, *listen)
-    source = await vm.start("python3", "-m", "tests.testbed.preloaded")
-    await cache.wait_stderr('"ready"', PATIENCE)
-    return f"127.0.0.1:{await vm.forward(7000)}", source
+    async def open(self) -> None:
+        """Both executables, and the guest's at the place that it has here; the programs of the project."""
+        assert (await self.vm.run("mkdir", "-p", self.pair / "bin")).code == 0
+        for path in (self.pair / "bin").iterdir():
+            await self.vm.put(path, str(path), 0o755)
+        program = self.pair / self.name
+        assert (await self.vm.run("cp", self.pair / f"bin/{self.name}_aarch64", program)).code == 0
+        assert (await self.vm.run("mkdir", "-m", "700", "/run/there")).code == 0
+        listen = ["--listen", "0.0.0.0:7000", "--insecure", "--allow-restore"]
+        cache = await self.vm.start("imgcache", "-D", "/run/there", *listen)
+        self._source = await self.vm.start("python3", "-m", "tests.testbed.preloaded")
+        await cache.wait_stderr('"ready"', PATIENCE)
+        self.address = f"127.0.0.1:{await self.vm.forward(7000)}"
 
+    async def bring(self, node: Node, pid: int, criu: Path) -> None:
+        """`imgproxy migrate` on a node here."""
+        change = ["--arch", "aarch64", "--binaries", self.pair, "--insecure"]
+        done = await migrate(node, pid, self.address, criu, *change, deadline=PATIENCE)
+        assert done.code == 0, done.output
 
-async def threads_there(vm: Guest, pair: Path) -> list[int]:
-    """How many threads each process of the program has in the guest."""
-    script = 'for pid in $(pgrep -f "^$0"); do ls /proc/$pid/task | wc -l; done'
-    return sorted(map(int, (await vm.run("sh", "-c", script, pair / PROGRAM)).stdout.split()))
+    async def bring_back(self, pid: int, cache: Program) -> None:
+        """`imgproxy migrate` in the guest, to a cache here."""
+        self._back += 1
+        words = ["migrate", str(pid), "--to", f"{HOST}:{cache.address.rpartition(':')[2]}", "--insecure"]
+        words += ["--arch", "x86-64", "--binaries", str(self.pair), "--journal", "/run/journal"]
+        await self._source.wait_stderr("ready", PATIENCE)
+        await self._source.write(json.dumps([words, "/run/out", "/run/err"]).encode() + b"\n")
+        told = await self._source.wait_stderr(f"run {self._back} ended: ", PATIENCE)
+        assert told.rstrip().endswith(": 0"), (await self.vm.get("/run/err")).decode()
 
-
-async def bring_back(vm: Guest, source: Command, pid: int, pair: Path, to: str) -> None:
-    """`imgproxy migrate` in the guest, to a cache here."""
-    words = ["migrate", str(pid), "--to", f"{HOST}:{to.rpartition(':')[2]}", "--insecure", "--journal", "/run/journal"]
-    words += ["--arch", "x86-64", "--binaries", str(pair)]
-    await source.wait_stderr("ready", PATIENCE)
-    await source.write(json.dumps([words, "/run/out", "/run/err"]).encode() + b"\n")
-    told = await source.wait_stderr("run 1 ended: ", PATIENCE)
-    assert told.rstrip().endswith(": 0"), (await vm.get("/run/err")).decode()
+    async def threads(self) -> list[int]:
+        """How many threads each process of the program has in the guest."""
+        script = 'for pid in $(pgrep -f "^$0"); do ls /proc/$pid/task | wc -l; done'
+        return sorted(map(int, (await self.vm.run("sh", "-c", script, self.pair / self.name)).stdout.split()))
 
 
 async def test_there_and_back_again(
@@ -62,23 +70,20 @@ async def test_there_and_back_again(
     """Six threads, in two processes that talk by pipes, one of them 10,000 frames deep: what they write is what those
     write that never moved."""
     pair, written, stop = tmp_path / "pair", tmp_path / "written", tmp_path / "stop"
-    output(make_toolchain(), "-O2", PROGRAMS / "crew.c", "-o", PROGRAM, "--layout", pair, directory=tmp_path)
+    output(make_toolchain(), "-O2", PROGRAMS / "crew.c", "-o", "crew", "--layout", pair, directory=tmp_path)
     async with guest("arm64") as vm, open_nodes(programs, make_node_dir) as nodes:
-        await put_pair(vm, pair)
-        address, source = await start_there(vm)
+        there = There(vm, pair, "crew")
+        await there.open()
         here, other = await nodes.make(), await nodes.make()
-        pid = await nodes.start_quiet(here, pair / PROGRAM, 2**30, written, NAP, stop)
-        change = ["--arch", "aarch64", "--binaries", pair, "--insecure"]
-        done = await migrate(here, pid, address, criu_latest, *change, deadline=PATIENCE)
-        assert done.code == 0, done.output
+        pid = await nodes.start_quiet(here, pair / "crew", 2**30, written, NAP, stop)
+        await there.bring(here, pid, criu_latest)
         assert not here.processes()
-        assert await threads_there(vm, pair) == [1, 5]
-        cache = await start_cache(other, "--allow-restore", criu=criu_latest)
-        await bring_back(vm, source, pid, pair, cache.address)
-        assert await threads_there(vm, pair) == []
+        assert await there.threads() == [1, 5]
+        await there.bring_back(pid, await start_cache(other, "--allow-restore", criu=criu_latest))
+        assert await there.threads() == []
         await finish(other, written, stop)
     turns = int(written.read_text().split()[0])
-    output(pair / PROGRAM, turns, tmp_path / "expected", 0)
+    output(pair / "crew", turns, tmp_path / "expected", 0)
     assert written.read_text() == (tmp_path / "expected").read_text()
 
 
