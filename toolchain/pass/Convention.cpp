@@ -28,6 +28,7 @@ static void setAttributes(Function &F) {
   F.addFnAttr(Attribute::NoBuiltin);
   F.removeFnAttr(Attribute::UWTable);
   F.removeFnAttr(Attribute::AllocSize);
+  F.removeFnAttr(Attribute::OptimizeNone);  // of -O0: another code generator, whose programs crash on AArch64
   for (Attribute::AttrKind Kind : Droppable)
     F.removeFnAttr(Kind);
   for (Argument &A : F.args())

@@ -1,0 +1,2 @@
+#pragma once
+int different(int count, char **words);
