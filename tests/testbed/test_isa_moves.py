@@ -108,7 +108,7 @@ async def test_kernels_at_random_moments(
         for move in range(MOVES):
             kernel, written = draw.choice(kernels), tmp_path / f"written-{move}"
             pid = await start_and_stop(nodes, here, pair, kernel, written, draw.uniform(0, LATEST * kernel.seconds))
-            await vm.put(b"", str(written))  # as it is here
+            await vm.put(written, str(written))
             await there.bring(here, pid, criu_latest)
             if move % 2:
                 told = await go_on_and_back(there, pid, pair, cache, written, draw.uniform(0, STAY))
