@@ -155,11 +155,17 @@ async def follow(session: SourceSession, display: Display) -> None:
     while True:
         phase = _phase(session)
         if phase != shown:
-            display.phase(_text(session, phase))
+            if _was_following(session) and not shown.startswith(SessionState.FOLLOWING):
+                display.phase(_following(session))  # if only for a moment: the next word came with that one
+            display.phase(_following(session) if session.view.state is SessionState.FOLLOWING else phase)
             shown = phase
         display.progress(session.sender.size, session.config.need)
         with trio.move_on_after(REFRESH):
             await session.view.changes.wait_until(_differs(session, shown))
+
+
+def _was_following(session: SourceSession) -> bool:
+    return SessionState.FOLLOWING in session.view.times and session.view.state is not SessionState.FOLLOWING
 
 
 def _differs(session: SourceSession, shown: str) -> Callable[[], bool]:
@@ -180,10 +186,8 @@ def _phase(session: SourceSession) -> str:
     return f"pre-dump {pre_dump}" if pre_dump else "connected"
 
 
-def _text(session: SourceSession, phase: str) -> str:
-    """What a person is told when that phase begins."""
-    if session.view.state is not SessionState.FOLLOWING:
-        return phase
+def _following(session: SourceSession) -> str:
+    """What a person is told when the process runs there without all of its memory."""
     if session.post_copy is None:
         return "runs there, its memory is being put in its place; the copy here is kept until that is done"
     left, total = show_size(session.post_copy.left), show_size(session.post_copy.total)
