@@ -9,7 +9,6 @@ its first one after it.
 import shlex
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -146,11 +145,10 @@ async def measure(
             async with contender.prepared(trip) as move:
                 if sessions > 1:
                     await trio.run_process(warm)
-                commanded = time.time()
                 await (around(trip, move) if around else move())
                 for subject in subjects:
                     await subject.wait_running()
-                found = _timed(subjects, trip.dump_started, commanded)
+                found = _timed(subjects, trip.dump_started)
                 for subject in subjects:
                     await subject.verify(destination)
             return Measurement(**found, found=trip.found)
@@ -161,8 +159,8 @@ async def measure(
             shutil.rmtree(each)
 
 
-def _timed(subjects: Sequence[Subject], started: float, commanded: float) -> dict[str, float]:
-    journeys = [journey for subject in subjects for journey in subject.journeys(commanded)]
+def _timed(subjects: Sequence[Subject], started: float) -> dict[str, float]:
+    journeys = [journey for subject in subjects for journey in subject.journeys(started)]
     return {
         "seconds": max(one.resumed for one in journeys) - started,
         "frozen": max(one.resumed - one.stopped for one in journeys),

@@ -92,4 +92,4 @@ async def finish(node: Node, written: Path, stop: Path) -> None:
     assert not written.exists(), "nobody has told it to end"
     stop.touch()
     await until(lambda: written.exists() and written.read_text().endswith("\n"), "the program to write what came out")
-    assert len(node.processes()) == 1, "the cache alone"
+    await until(lambda: len(node.processes()) == 1, "the cache to be alone")
