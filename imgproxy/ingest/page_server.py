@@ -71,13 +71,18 @@ class PageServer:
                 with sock:
                     try:
                         await self._serve(sock, nursery, may_close)
-                    except (RemoteProtocolError, ConnectionResetError, BrokenPipeError) as error:
-                        self.failure = str(error)
-                        for opened in self._now.values():
-                            opened.end()
+                    except RemoteProtocolError as error:
+                        self._fail(str(error))
+                    except (ConnectionResetError, BrokenPipeError):
+                        self._fail("criu left with words of ours unread")
         finally:
             for opened in self._now.values():
                 opened.pipe.close()
+
+    def _fail(self, reason: str) -> None:
+        self.failure = reason
+        for opened in self._now.values():
+            opened.end()
 
     async def _serve(self, sock: trio.socket.SocketType, nursery: trio.Nursery, may_close: Check) -> None:
         connection, current = PageServerConnection(), None
