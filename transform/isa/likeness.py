@@ -5,7 +5,7 @@ Asked by hetcc at the end of every link, and before a process changes ISA: what 
 The link puts one digest into both: programs that differ in a constant have the same layout.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from transform.sites import SECTION, Site, unpack_sites
 
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
-    from elftools.elf.sections import Section
 
 EQUAL = ".equal"
 """How the names of sections end whose contents have the same addresses in both."""
@@ -67,14 +66,16 @@ def _bytes(one: "ELFFile", other: "ELFFile") -> Iterator[str]:
     if any(elf.get_section_by_name(BUILD) is None for elf in (one, other)):
         yield "one does not say of which build it is: an older hetcc made it; link it again"
     for name in _SAME_BYTES:
-        here, there = (b"" if found is None else found.data() for found in map(_named(name), (one, other)))
+        (start, here), (_, there) = (_contents(elf, name) for elf in (one, other))
         if here != there:
-            at = next((at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), len(here))
-            yield "they are of two builds" if name == BUILD else f"{name}: differs at byte {at}"
+            at = start + next((at for at, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), len(here))
+            yield "they are of two builds" if name == BUILD else f"{name}: differs at {at:#x}"
 
 
-def _named(name: str) -> Callable[["ELFFile"], "Section | None"]:
-    return lambda elf: elf.get_section_by_name(name)
+def _contents(elf: "ELFFile", name: str) -> tuple[int, bytes]:
+    """Where a section is mapped, and its bytes; none if it is not there."""
+    section = elf.get_section_by_name(name)
+    return (0, b"") if section is None else (section["sh_addr"], section.data())
 
 
 def _sites(one: "ELFFile", other: "ELFFile") -> Iterator[str]:
