@@ -3,6 +3,7 @@
 The end is at once, too: taking the interpreter down object by object costs 0.1 s of CPU, a sixth of what a GiB costs.
 """
 
+import gc
 import os
 import sys
 
@@ -13,8 +14,10 @@ def main() -> None:
         from imgproxy import hook
 
         sys.exit(hook.main())
+    gc.disable()  # while what stays is made: a tenth of the start
     from imgproxy import cli
 
+    gc.enable()
     try:
         cli.app()
     except SystemExit as end:

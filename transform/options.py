@@ -5,7 +5,6 @@ from pathlib import Path
 
 from transform.chain import Transform
 from transform.errors import OptionError
-from transform.isa.change import ChangeOfIsa
 from transform.path_map import Mapping, PathMap
 from transform.port_map import PortMap, parse_port_maps
 
@@ -28,6 +27,8 @@ def transforms(
     if arch:
         if binaries is None:
             raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")
+        from transform.isa.change import ChangeOfIsa  # with --arch only: it is slow to import
+
         chosen.append(ChangeOfIsa(arch, binaries, resumed))
     if map_path:
         chosen.append(PathMap([Mapping.parse(value) for value in map_path]))

@@ -21,11 +21,9 @@ from imgproxy.dialer import Dialer
 from imgproxy.near_live import tracks_changes
 from imgproxy.one_way import OneWay, archive
 from imgproxy.original_wire import OriginalWire
-from imgproxy.points import check_tree
 from imgwire.errors import UsageError
 from transform.chain import Chain
 from transform.errors import OptionError, TransformError
-from transform.isa.change import ChangeOfIsa
 from transform.options import transforms
 
 _log = structlog.get_logger()
@@ -145,6 +143,11 @@ def check_with_arch(arch: str, *, rounds: bool, lazy: bool = False) -> None:
 
 def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
     """That all processes under `pid` can change to `arch`, if they are to. UsageError."""
+    if not arch and binaries is None:
+        return
+    from imgproxy.points import check_tree  # with --arch only: they are slow to import
+    from transform.isa.change import ChangeOfIsa
+
     try:
         for change in transforms(arch=arch, binaries=binaries):
             assert isinstance(change, ChangeOfIsa)

@@ -143,8 +143,9 @@ class SelfCheck:
 
     async def verify_memory(self, *, deadline: float = 60) -> None:
         """Have every process verify every byte from now, and wait until they have."""
-        start = await self._now()
-        assert self.alive(), f"memcheck {self.pid}: not all of its {self.procs} processes run: {self.pids()}"
+        running = self.pids()
+        start = await self._now()  # after that: if one has died of a wrong byte, that is what is told
+        assert len(running) == self.procs, f"memcheck {self.pid}: not all of its {self.procs} processes run: {running}"
         for report in start:
             self._signal(report.pid, signal.SIGUSR1)
         await self._until(

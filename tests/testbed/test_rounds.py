@@ -25,7 +25,7 @@ async def typed(vm: Guest, action: str, pid: int, *, last: bool = False, more: s
 
 async def start_proxy(vm: Guest) -> Command:
     await vm.run("mkdir", "-p", "-m", "700", R)
-    proxy = await vm.start("imgproxy", "--rounds", "-D", R, "--to", CACHE)
+    proxy = await vm.start("imgproxy", "--rounds", "-D", R, "--to", CACHE, "--reconnect", "600")
     await proxy.wait_stderr('"ready"', SLOW)
     return proxy
 
