@@ -5,7 +5,8 @@
 A process cannot have breakpoints, or be stepped, without harm if its tracer is killed (`imgnode.ptrace`). What a
 person, a time-out or a supervisor kills is the command; this is its guardian. It is in a session of its own, heeds no
 signal that ends commands, has next to no memory, and does one thing in less than a deadline's time. FD is a socket to
-the command. If that ends before it has taken note that all is well, everything is undone, and the process runs on.
+the command. If that ends before it has taken note that all is well, everything is undone, and the process runs on: also
+if a CRIU that the command had started holds it then, which stops it again when it lets it go.
 
     command   order: a line of JSON    hold                     keep
     guardian             ready: all are at points    stopped          (ends)

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from imgnode import proc
 from imgnode.ptrace import (
     EVENT_CLONE,
     EVENT_EXEC,
@@ -41,6 +42,8 @@ from imgproxy.stop_points import Point, Points
 
 #: Milliseconds between two looks at what nobody tells us: threads that were let go of stop within microseconds.
 _LOOK = 1
+#: The same for a CRIU that has frozen the process, and may take seconds.
+_HELD = 20
 #: Seconds for that, on a machine with much else to do.
 _SETTLED = 10.0
 _SIGTRAP_BIT = 1 << (signal.SIGTRAP - 1)
@@ -280,7 +283,25 @@ class Tracing:
             done = True
         finally:
             if not done and not self._stood:
+                self._have_continue()
+
+    def _have_continue(self) -> None:
+        """It runs on. Who has frozen it meanwhile, as CRIU does, found it stopped, and stops it again when it lets go:
+        that is waited for, and taken back."""
+        death = select.poll()
+        death.register(self._pidfd)
+        while not death.poll(0):
+            if not self._is_held():
                 self._send(signal.SIGCONT)
+                if not self._is_held():
+                    return
+            death.poll(_HELD)
+
+    def _is_held(self) -> bool:
+        """Whether another than we traces the process."""
+        with suppress(ProcessLookupError):
+            return proc.tracer(self.pid) not in (0, os.getpid())
+        return False
 
     def _send(self, number: int) -> None:
         with suppress(ProcessLookupError):

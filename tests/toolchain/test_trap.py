@@ -192,6 +192,57 @@ async def test_an_error_while_it_is_stopped_lets_it_continue(busy: tuple[Path, b
     assert await end_of(process) == output
 
 
+#: Holds a process that is stopped, as CRIU does: when it lets go, the process stops again.
+HOLDS = """
+import os, signal, sys
+from imgnode.ptrace import FOLLOW, Tracee, wait
+pid = int(sys.argv[1])
+tracees = [Tracee.seize(int(tid), FOLLOW) for tid in os.listdir(f"/proc/{pid}/task")]
+for tracee in tracees:
+    tracee.interrupt()
+    wait(tracee.tid, block=True)
+print(flush=True)
+sys.stdin.read()
+os.kill(pid, signal.SIGSTOP)
+for tracee in sorted(tracees, key=lambda one: one.tid != pid):
+    tracee.detach()
+"""
+#: Traps a process, and waits.
+MONITOR = """
+import sys, trio
+from imgproxy.trap import trap
+async def main():
+    async with trap(int(sys.argv[1]), float(sys.argv[2])):
+        print(flush=True)
+        await trio.sleep_forever()
+trio.run(main)
+"""
+
+
+async def test_the_monitor_is_killed_while_criu_holds_the_process(busy: tuple[Path, bytes], start: Start) -> None:
+    """CRIU, whose migration has failed with the monitor, leaves it as it was: stopped."""
+    program, output = busy
+    process = start(program, ROUNDS)
+    monitor = start(sys.executable, "-c", MONITOR, process.pid, DEADLINE)
+    guardians = await told_and_children(monitor)
+    criu = start(sys.executable, "-c", HOLDS, process.pid)
+    await told_and_children(criu)
+    monitor.kill()
+    await waitid(monitor.pid, os.WEXITED)
+    await trio.sleep(GUARDIAN)  # which hears of it at once
+    assert all(f"TracerPid:\t{criu.pid}" in state for state in states(process.pid))
+    await end_of(criu)
+    assert await end_of(process) == output
+    await trio.to_thread.run_sync(proc.wait_dead, guardians, DEADLINE)
+
+
+async def told_and_children(process: subprocess.Popen[bytes]) -> list[proc.ProcessId]:
+    """The children of a process that has written a line."""
+    assert process.stdout
+    await trio.to_thread.run_sync(process.stdout.readline)
+    return proc.children(proc.identify(process.pid))
+
+
 async def test_what_was_stopped_before_stays_so(busy: tuple[Path, bytes], start: Start) -> None:
     """Also if it is not brought to points: who has stopped it will have it continue."""
     program, output = busy
