@@ -225,7 +225,8 @@ class Session:
     def _ask(self, question: messages.ReadBack | messages.Sync | messages.CheckCpu) -> None:
         match question:
             case messages.ReadBack(request, number, offset, length):
-                self.source.say(messages.Reply(request, self.store.readable(number).read(offset, length)))
+                image = self.store.readable(number, offset, length)
+                self.source.say(messages.Reply(request, image.read(offset, length)))
             case messages.Sync(request):
                 self.source.say(messages.Reply(request))
             case messages.CheckCpu():

@@ -49,6 +49,7 @@ class ImageStore:
         self._by_number: dict[int, StoredImage] = {}
         self._trimmed = 0  # rounds of which only what is needed is kept
         self._needed = Spans()  # that
+        self._patched = Spans()  # what took the place of bytes of those rounds
         self._shared: Spans | None = None  # what stands in the checkpoint more than once, once that is asked
         self.memory: StoredImage | None = None  #: post-copy: pages that follow, in the order in which they come
         self._reception = Reception(arena)
@@ -164,7 +165,7 @@ class ImageStore:
 
     def _kept(self, extent: Extent) -> bool:
         """Whether bytes of a round before were not given back."""
-        return not self.arena.owns(extent) or self._needed.covers(extent)
+        return not self.arena.owns(extent) or self._needed.covers(extent) or self._patched.covers(extent)
 
     def expect_memory(self, number: int) -> StoredImage:
         """Pages of the process will follow as bytes of that number, which is no image of any round."""
@@ -280,14 +281,22 @@ class ImageStore:
 
     def patch(self, message: Patch) -> None:
         """Overwrite a range of an image."""
-        image = self.readable(message.image)
-        image.patch(message.offset, message.data, lambda size: self.arena.reserve(size, None))
+        image = self.readable(message.image, message.offset, len(message.data))
+        image.patch(message.offset, message.data, lambda size: self._place(image, size))
 
-    def readable(self, number: int) -> StoredImage:
-        """The image of that number, to be read or patched; RemoteProtocolError if it cannot be."""
-        image = self.numbered(number)
+    def _place(self, image: StoredImage, size: int) -> Extent:
+        """Where to put what takes the place of bytes of `image`."""
+        extent = self.arena.reserve(size, None)
         if image.released:
-            raise RemoteProtocolError(f"{image.name}: is of a round before, which is not kept")
+            self._patched = Spans([*self._patched, extent])
+        return extent
+
+    def readable(self, number: int, offset: int, length: int) -> StoredImage:
+        """The image of that number, to be read or patched in that range; RemoteProtocolError if it cannot be, as what
+        of a round before the next could not refer to."""
+        image = self.numbered(number)
+        if image.released and not all(map(self._kept, image.extents(offset, length))):
+            raise RemoteProtocolError(f"{image.name}: its bytes at {offset} are of a round before, and not kept")
         return image
 
     def _check_open(self) -> None:

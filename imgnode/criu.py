@@ -17,7 +17,7 @@ import trio
 
 from imgwire.errors import UsageError
 
-DEADLINE = 30.0
+DEADLINE = 90.0
 """Seconds for one question. Each takes well under one; a first run also probes the kernel."""
 
 _ERROR_LINE = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:\s*\d+:\s*)?Error \([^)]*\):\s*(.+)$", re.MULTILINE)

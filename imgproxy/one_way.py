@@ -21,7 +21,8 @@ from imgproxy.ingest.directory import send_images
 from imgproxy.ingest.remote import RemoteIngest
 from imgproxy.ingest.stream import StreamIngest
 from imgproxy.outgoing import ArchiveWriter, Outgoing
-from imgproxy.sender import ImageSender, SentImage
+from imgproxy.page_pump import SentImage
+from imgproxy.sender import ImageSender
 from imgproxy.session import session_name
 from imgproxy.source import CacheView
 from imgwire.errors import RemoteProtocolError

@@ -26,7 +26,8 @@ from imgnode.pipes import Pipe
 from imgnode.proc import ProcessId
 from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.memory_source import MemorySource, PageServerSource, ProcessMemory, SourceGone, page_server_works
-from imgproxy.sender import ImageSender, SentImage
+from imgproxy.page_pump import SentImage
+from imgproxy.sender import ImageSender
 from imgproxy.source import CacheView
 from imgproxy.stopped_tree import SETTLED, StoppedTree
 from imgwire.messages import Pages

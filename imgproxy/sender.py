@@ -1,61 +1,41 @@
 """Sends a migration's images, round by round: pages straight through, small images through the transforms, the end.
 
-Page images are moved by splice, or read in chunks where the bytes must pass through us (TLS, zstd, digest). Memory is
-bounded whatever the size of an image: a chunk or three at a time. Only images that a transform wants are collected.
-With `dedup`, pages that the cache has are not sent again: see page_sender.py.
+Pages go through page_pump.py, which keeps a chunk or three of them in memory; with `dedup` through page_sender.py,
+which sends none that the cache has. Only images that a transform wants are collected.
 
 A round is a pre-dump or the dump. Without pre-dumps there is one, which nobody need begin.
 """
 
 import collections
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 import xxhash
-from prometheus_client import Counter
 
 from imgnode.metrics import Metrics
-from imgnode.nursery import flat_nursery
 from imgnode.pipes import enlarge, read_some
-from imgproxy.compression import THREADS, Compression
+from imgproxy.compression import Compression
 from imgproxy.outgoing import Outgoing
-from imgwire.errors import UsageError
+from imgproxy.page_pump import PagePump, SentImage
+from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.frames import MAX_DATA
 from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, MemoryFollows, OpenImage
 from imgwire.names import image_kind, is_pages
 from transform.chain import COLLECTED_LIMIT, Chain
 from transform.errors import TransformError
-from transform.memory import PageStore
+from transform.memory import EarlierRound, PageStore
 
 if TYPE_CHECKING:
     from imgproxy.dedup import PageCounts, Scanned
     from imgproxy.page_sender import PageSender
 
+_log = structlog.get_logger()
+
 #: What pages that follow the process count as, among the images.
 MEMORY = "pages-following.img"
-
-
-@dataclass
-class SentImage:
-    """An image that has gone out, or is on its way."""
-
-    name: str
-    number: int
-    counter: Counter
-    size: int = 0
-    sent: int = 0  #: bytes of it that went out: less than `size` where the cache had pages, or zstd made them smaller
-
-
-@dataclass
-class Packed:
-    """A chunk in the compressor, in the order of the image."""
-
-    raw: bytes
-    data: bytes | None = None
-    done: trio.Event = field(default_factory=trio.Event)
 
 
 class ImageSender:
@@ -73,14 +53,16 @@ class ImageSender:
     ) -> None:
         self._metrics = metrics or Metrics()
         self._rounds: dict[int, dict[str, SentImage]] = {0: {}}
+        self._pagemaps: dict[int, dict[str, bytes]] = {}  # of each round but the dump
+        self._finds_pages = chain.needs_memory  # the dump's transforms will want to find pages of earlier rounds
         self._round = 0
         self._next_number = 0
         self.bytes_by_kind: collections.Counter[str] = collections.Counter()
         self._out, self._chain, self._compression = out, chain, compression
         self._digest_pages = digest_pages
-        self._limiter = trio.CapacityLimiter(THREADS)
         self._transforming = trio.Lock()
         self._dedup = _deduplicating(out, compression) if dedup else None
+        self._pump = PagePump(out, compression, self._metrics, self._count)
         self.on_small: Callable[[str, bytes], None] = lambda _name, _data: None  #: sees small images as they go out
 
     @property
@@ -111,6 +93,7 @@ class ImageSender:
     async def drop_round(self) -> None:
         """This round failed; its images, all ended, do not count."""
         self._rounds[self._round] = {}
+        self._pagemaps.pop(self._round, None)
         if self._dedup:
             self._dedup.drop_round()
         await self._out.send(DropRound(self._round))
@@ -161,12 +144,34 @@ class ImageSender:
         if composed:
             await self._pump_new(image, fd, digest, drained)
         elif digest is None:
-            await self._pump_pages(image, fd)
+            await self._pump.pump(image, fd)
         else:
             await self._pump_small(image, fd, digest)
         if not composed:
             drained()
         await self._end(image, digest)
+
+    async def send_pagemap(self, name: str, data: bytes, *, of_dump: bool) -> None:
+        """Send a pagemap that we have made of what a page server was told. That of a pre-dump passes as it is."""
+        if not of_dump:
+            self._keep_pagemap(name, data)
+            await self.send_whole(name, data)
+            return
+        changed = await self._transform(name, data) if self._chain.wants(name) else data
+        if changed is not None:
+            await self.send_whole(name, changed)
+
+    def _keep_pagemap(self, name: str, data: bytes) -> None:
+        if not self._finds_pages:
+            return
+        kept = sum(len(pagemap) for one in self._pagemaps.values() for pagemap in one.values())
+        if kept + len(data) > COLLECTED_LIMIT:
+            raise RemoteProtocolError(f"{name}: pagemaps of {COLLECTED_LIMIT >> 20} MiB are kept already")
+        self._pagemaps.setdefault(self._round, {})[name] = data
+
+    def earlier_rounds(self) -> list[tuple[Mapping[str, bytes], Mapping[str, SentImage]]]:
+        """Pagemaps and images of the pre-dumps, the latest first; only where a transform needs memory."""
+        return [(pagemaps, self._rounds[number]) for number, pagemaps in sorted(self._pagemaps.items(), reverse=True)]
 
     async def send_whole(self, name: str, data: bytes) -> None:
         """Send an image that is in memory."""
@@ -189,7 +194,7 @@ class ImageSender:
 
     async def send_memory(self, memory: SentImage, fd: int) -> None:
         """Send the pages that come through the pipe `fd`, until its end. `Pages` must tell of them before."""
-        await self._pump_pages(memory, fd)
+        await self._pump.pump(memory, fd)
 
     async def send_trial(self, data: bytes) -> None:
         """Send bytes that are of no image, to see how long they take: in a round that will be dropped."""
@@ -203,12 +208,14 @@ class ImageSender:
         """From now on page images are spliced as they are, whatever the cache has."""
         self._dedup = None
 
-    async def finish(self, store: PageStore, variant: str = "") -> None:
+    async def finish(self, store: PageStore, variant: str = "", before: Sequence[EarlierRound] = ()) -> None:
         """Every image has come: let the transforms do the rest, then declare the set complete.
 
-        `variant`: that of the `criu --remote` that wrote them.
+        `variant`: that of the `criu --remote` that wrote them. `before`: as Chain.finish has it.
         """
-        held = await trio.to_thread.run_sync(self._chain.finish, store)
+        began = trio.current_time()
+        held = await trio.to_thread.run_sync(self._chain.finish, store, before)
+        _log.debug("the transforms are done", transforms=self._chain.name, seconds=trio.current_time() - began)
         for name, data in held.items():
             await self.send_whole(name, data)
         await self._out.send(ImagesComplete(*self.totals(), variant))
@@ -240,66 +247,6 @@ class ImageSender:
         self.on_small(image.name, data)
         await self._out.send_bytes(image.number, image.size, data)
         self._count(image, len(data))
-
-    async def _pump_pages(self, image: SentImage, fd: int) -> None:
-        more = True
-        while more:
-            if self._compression.wanted:
-                more = await self._pump_compressed(image, fd)
-            elif self._out.splices:
-                more = await self._splice_once(image, fd)
-            else:
-                more = await self._copy_once(image, fd)
-
-    async def _splice_once(self, image: SentImage, fd: int) -> bool:
-        try:
-            size = await self._out.send_pipe(image.number, image.size, fd)
-        except BlockingIOError:
-            await trio.lowlevel.wait_readable(fd)
-            return True
-        self._count(image, size)
-        await trio.lowlevel.checkpoint()  # the only one, if neither pipe nor socket makes us wait
-        return size > 0
-
-    async def _copy_once(self, image: SentImage, fd: int) -> bool:
-        data = await read_some(fd, MAX_DATA)
-        if data:
-            await self._out.send_bytes(image.number, image.size, data)
-            self._count(image, len(data))
-        return bool(data)
-
-    async def _pump_compressed(self, image: SentImage, fd: int) -> bool:
-        """Compress while it is wanted, a few chunks ahead of sending; False at the end of the image."""
-        entry, exit_ = trio.open_memory_channel[Packed](THREADS)
-        at_end = False
-        async with flat_nursery() as nursery:
-            nursery.start_soon(self._send_packed, image, exit_)
-            async with entry:
-                while self._compression.wanted:
-                    raw = await read_some(fd, MAX_DATA)
-                    if not raw:
-                        at_end = True
-                        break
-                    chunk = Packed(raw)
-                    nursery.start_soon(self._pack, chunk)
-                    await entry.send(chunk)
-        return not at_end
-
-    async def _pack(self, chunk: Packed) -> None:
-        chunk.data = await trio.to_thread.run_sync(self._compression.compress, chunk.raw, limiter=self._limiter)
-        chunk.done.set()
-
-    async def _send_packed(self, image: SentImage, chunks: "trio.MemoryReceiveChannel[Packed]") -> None:
-        async for chunk in chunks:
-            await chunk.done.wait()
-            if chunk.data is None:
-                await self._out.send_bytes(image.number, image.size, chunk.raw)
-            else:
-                await self._out.send_bytes(image.number, image.size, chunk.data, raw_length=len(chunk.raw))
-            self._metrics.zstd_bytes.labels("in").inc(len(chunk.raw))
-            self._metrics.zstd_bytes.labels("out").inc(len(chunk.data or chunk.raw))
-            self._count(image, len(chunk.raw))
-            image.sent -= len(chunk.raw) - len(chunk.data or chunk.raw)
 
     async def _pump_new(
         self, image: SentImage, fd: int, digest: "xxhash.xxh3_128 | None", drained: Callable[[], None]

@@ -46,6 +46,7 @@ from imgwire.errors import RemoteProtocolError, UsageError
 from imgwire.names import MAX_DEFAULT_SESSION_NAME, check_session_name
 from imgwire.states import AFTER_COMMIT, SessionState
 from transform.chain import Chain
+from transform.memory import EarlierRound
 from transform.page_counts import PageCounts
 
 #: Seconds for the cache to take note of how a session ended before that is left to `imgproxy recover`.
@@ -192,7 +193,8 @@ class SourceSession:
     async def _finish_images(self) -> None:
         await self.ingest.finish()
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
-        await self.sender.finish(self.pages, self.ingest.variant)
+        before = [EarlierRound(pagemaps, self.pages.of(sent)) for pagemaps, sent in self.sender.earlier_rounds()]
+        await self.sender.finish(self.pages, self.ingest.variant, before)
 
     def _make_chain(self) -> Chain:
         return self._transforms().followed_by(PageCounts(self._is_for_old_criu))

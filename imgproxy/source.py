@@ -1,7 +1,7 @@
 """What the source knows of its session at the cache: its state, the answers to what was asked, read-back and patch."""
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -10,7 +10,8 @@ import trio
 from imgnode.channel import Payload
 from imgnode.signalling import Changes
 from imgproxy.outgoing import Outgoing
-from imgproxy.sender import ImageSender, SentImage
+from imgproxy.page_pump import SentImage
+from imgproxy.sender import ImageSender
 from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.frames import MAX_DATA
@@ -112,12 +113,23 @@ class RemotePages:
     An image that was sent can also be read as it is, by whom a client asks.
     """
 
-    def __init__(self, out: Outgoing, view: CacheView, sender: ImageSender) -> None:
-        self._out, self._view, self._sender = out, view, sender
+    def __init__(
+        self, out: Outgoing, view: CacheView, sender: ImageSender, earlier: Mapping[str, SentImage] | None = None
+    ) -> None:
+        """`earlier`: the images of an earlier round; None: those of the one that is under way."""
+        self._out, self._view, self._sender, self._earlier = out, view, sender, earlier
+
+    def of(self, earlier: Mapping[str, SentImage]) -> "RemotePages":
+        """The same for the images of an earlier round."""
+        return RemotePages(self._out, self._view, self._sender, earlier)
+
+    @property
+    def _images(self) -> Mapping[str, SentImage]:
+        return self._sender.images if self._earlier is None else self._earlier
 
     def read(self, image: str, offset: int, length: int) -> bytes:
         """The bytes of a range of a page image that was sent."""
-        sent = self._sender.images[image]
+        sent = self._images[image]
         return b"".join(
             trio.from_thread.run(self.read_image, sent, offset + start, min(MAX_DATA, length - start))
             for start in range(0, length, MAX_DATA)
@@ -125,7 +137,7 @@ class RemotePages:
 
     def patch(self, image: str, offset: int, data: bytes) -> None:
         """Overwrite a range of a page image that was sent."""
-        number = self._sender.images[image].number
+        number = self._images[image].number
         for start in range(0, len(data), MAX_DATA):
             part = data[start : start + MAX_DATA]
             trio.from_thread.run(self._out.send, messages.Patch(number, offset + start, part))

@@ -24,7 +24,7 @@ from typing import Protocol
 from transform.errors import TransformError
 from transform.images.codec import decode
 from transform.images.proto import task_pb2
-from transform.memory import Memory, PageStore
+from transform.memory import EarlierRound, Memory, PageStore
 
 COLLECTED_LIMIT = 64 * 2**20
 """Bytes of images that a chain keeps for the end of the dump. The pagemap of a task with two million separate extents
@@ -39,17 +39,19 @@ MEMORY_IMAGES = ("pagemap-", "mm-", "pstree.img", "files.img", "memfd.img")
 class EndOfDump:
     """What a transform may look at and change once every image has been seen.
 
-    `images` has all images that the chain wanted, as they stand after the transforms before this one.
+    `images` has all images that the chain wanted, as they stand after the transforms before this one. `before`: the
+    pre-dumps that the dump refers to, the latest first.
     """
 
     images: Mapping[str, bytes]
     store: PageStore
+    before: Sequence[EarlierRound] = ()
     _memories: dict[int, Memory] = field(default_factory=dict)
 
     def memory(self, pid: int) -> Memory:
         """The memory of a task (pid as in the images); `AddressError` when it has none of its own in the dump."""
         if pid not in self._memories:
-            self._memories[pid] = Memory(pid, self.images, self.store)
+            self._memories[pid] = Memory(pid, self.images, self.store, self.before)
         return self._memories[pid]
 
     def pids(self) -> list[int]:
@@ -96,7 +98,7 @@ class Chain:
 
     def __init__(self, transforms: Sequence[Transform]) -> None:
         self._transforms = tuple(transforms)
-        self._for_memory = any(transform.needs_memory for transform in self._transforms)
+        self.needs_memory = any(transform.needs_memory for transform in self._transforms)
         self._versions: dict[str, dict[int, bytes]] = {}
         self._held: dict[str, int] = {}
         self._collected = 0
@@ -119,7 +121,7 @@ class Chain:
         """Whether the session must hand this image over whole, at most `COLLECTED_LIMIT` bytes of it."""
         if image.startswith("pages-"):
             return False
-        if self._for_memory and image.startswith(MEMORY_IMAGES):
+        if self.needs_memory and image.startswith(MEMORY_IMAGES):
             return True
         return any(transform.wants(image) for transform in self._transforms)
 
@@ -130,12 +132,13 @@ class Chain:
         self._keep(image, -1, data)
         return self._pass(image, data, 0)
 
-    def finish(self, store: PageStore) -> dict[str, bytes]:
-        """Every image held, and images added, in their final form. Patches pages through `store`."""
+    def finish(self, store: PageStore, before: Sequence[EarlierRound] = ()) -> dict[str, bytes]:
+        """Every image held, and images added, in their final form. Patches pages through `store`, and the stores of
+        the rounds `before`."""
         self._finished = True
         final: dict[str, bytes] = {}
         for index, transform in enumerate(self._transforms):
-            results = transform.finish(EndOfDump(self._as_seen_by(index), store))
+            results = transform.finish(EndOfDump(self._as_seen_by(index), store, before))
             self._check_released(index, results)
             for image, data in results.items():
                 self._held.pop(image, None)

@@ -4,13 +4,14 @@ A task's pages are in `pages-N.img`, in the order of the extents that `pagemap-P
 is mapped. The pages themselves stay where they are: a `PageStore` reads and patches ranges of them, over the link in a
 session or in a directory offline. Held here are only the extents, as arrays. Shared memory has a pagemap of its own
 (`pagemap-shmem-ID.img`, addressed from the segment's start), found by the mapping's segment id or, where CRIU sees it
-as a memfd (on recent kernels all shared anonymous memory), by way of `files.img` and `memfd.img`. Format: CRIU's
-images/pagemap.proto, mm.proto, vma.proto, memfd.proto and criu/include/image.h.
+as a memfd (on recent kernels all shared anonymous memory), by way of `files.img` and `memfd.img`. After pre-dumps a
+page can be in the round before, whose pagemap of the same name says where, or that it is in the one before that.
+Format: CRIU's images/pagemap.proto, mm.proto, vma.proto, memfd.proto and criu/include/image.h.
 """
 
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -41,6 +42,14 @@ class PageStore(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class EarlierRound:
+    """A pre-dump: its pagemaps by name, and the store that has its pages images."""
+
+    pagemaps: Mapping[str, bytes]
+    store: PageStore
+
+
 class Residence(IntEnum):
     """Where the pages of an extent are."""
 
@@ -51,11 +60,12 @@ class Residence(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Part of a range of memory that lies together: in `image` at `offset`, or (None) zero pages of no image."""
+    """Part of a range of memory that lies together: in `image` of `store` at `offset`, or (None) zero pages of none."""
 
-    image: str | None
-    offset: int
     length: int
+    store: PageStore | None = None
+    image: str = ""
+    offset: int = 0
 
 
 class Pagemap:
@@ -111,14 +121,17 @@ def _residence(entry: memory_pb2.PagemapEntry) -> Residence:
 class Memory:
     """One task's address space as the dump holds it. Writes go to the store at once."""
 
-    def __init__(self, pid: int, images: Mapping[str, bytes], store: PageStore) -> None:
+    def __init__(
+        self, pid: int, images: Mapping[str, bytes], store: PageStore, before: Sequence[EarlierRound] = ()
+    ) -> None:
         """`images` has mm-PID, pagemap-PID; pagemap-shmem-*, files and memfd where shared memory is to be seen.
+        `before`: the rounds before the dump, the latest first.
 
         A task that shares its address space with another has neither: raises `AddressError`, as for an unknown pid.
         """
         self.pid = pid
         self._images = images
-        self._store = store
+        self._store, self._before = store, before
         mm_name, pagemap_name = f"mm-{pid}.img", f"pagemap-{pid}.img"
         if mm_name not in images or pagemap_name not in images:
             raise AddressError(pid, 0, f"the dump has no {mm_name} with {pagemap_name}")
@@ -129,6 +142,7 @@ class Memory:
         self.page_size = _page_size(mm_name, self.mm)
         self._pagemap = Pagemap(pagemap_name, images[pagemap_name], self.page_size)
         self._shared: dict[int, Pagemap | None] = {}
+        self._earlier: dict[tuple[int, str], Pagemap | None] = {}
         self._vmas = sorted(self.mm.vmas, key=lambda vma: vma.start)
         self._vma_starts = [vma.start for vma in self._vmas]
 
@@ -146,7 +160,7 @@ class Memory:
         dump or of a post-copy source.
         """
         return b"".join(
-            bytes(piece.length) if piece.image is None else self._store.read(piece.image, piece.offset, piece.length)
+            bytes(piece.length) if piece.store is None else piece.store.read(piece.image, piece.offset, piece.length)
             for piece in self._pieces(address, length)
         )
 
@@ -155,14 +169,14 @@ class Memory:
         pieces = list(self._pieces(address, len(data)))
         done = 0
         for piece in pieces:
-            if piece.image is None:
+            if piece.store is None:
                 reason = "the task never touched this page: there is nothing in the dump to patch"
                 raise AddressError(self.pid, address + done, reason)
             done += piece.length
         done = 0
         for piece in pieces:
-            if piece.image is not None:
-                self._store.patch(piece.image, piece.offset, data[done : done + piece.length])
+            if piece.store is not None:
+                piece.store.patch(piece.image, piece.offset, data[done : done + piece.length])
             done += piece.length
 
     def _pieces(self, address: int, length: int) -> Iterator[Piece]:
@@ -177,17 +191,38 @@ class Memory:
         """The longest run from `address` that lies together; `address` to `stop` is within `vma`."""
         pagemap, shift = self._backing(vma, address)
         if pagemap is None:
-            return Piece(None, 0, stop - address)
+            return Piece(stop - address)
         residence, offset, end = pagemap.locate(address + shift)
         length = min(stop, end - shift) - address
         if residence is Residence.PRESENT:
-            return Piece(pagemap.pages, offset, length)
-        if residence is not None:
-            where = "the parent of this dump" if residence is Residence.PARENT else "the source (lazy pages)"
-            raise AddressError(self.pid, address, f"the page is in {where}")
+            return Piece(length, self._store, pagemap.pages, offset)
+        if residence is Residence.PARENT:
+            return self._earlier_piece(pagemap.name, address, shift, length)
+        if residence is Residence.LAZY:
+            raise AddressError(self.pid, address, "the page is in the source (lazy pages)")
         if vma.status & VMA_FILE_PRIVATE:
             raise AddressError(self.pid, address, "an unmodified page of a mapped file: it is not in the dump")
-        return Piece(None, 0, length)
+        return Piece(length)
+
+    def _earlier_piece(self, name: str, address: int, shift: int, length: int) -> Piece:
+        """The same of a page that the dump leaves to the rounds before."""
+        for number, one in enumerate(self._before):
+            pagemap = self._earlier_pagemap(number, name)
+            if pagemap is None:
+                break
+            residence, offset, end = pagemap.locate(address + shift)
+            length = min(length, end - shift - address)
+            if residence is Residence.PRESENT:
+                return Piece(length, one.store, pagemap.pages, offset)
+            if residence is not Residence.PARENT:
+                break
+        raise AddressError(self.pid, address, "the page is in the parent of this dump, and not to be found there")
+
+    def _earlier_pagemap(self, number: int, name: str) -> Pagemap | None:
+        if (number, name) not in self._earlier:
+            data = self._before[number].pagemaps.get(name)
+            self._earlier[number, name] = None if data is None else Pagemap(name, data, self.page_size)
+        return self._earlier[number, name]
 
     def _backing(self, vma: memory_pb2.Vma, address: int) -> tuple[Pagemap | None, int]:
         """The pagemap (None: no page in the dump) that has the pages of `vma`, and what to add to an address for it."""

@@ -62,7 +62,7 @@ def migrate_command(
         tls = given.TlsFiles(tls_cacert, tls_cert, tls_key)
         journals = (journal or given.default_journal()).absolute()
         need = await trio.to_thread.run_sync(check_process, pid)
-        given.check_with_arch(arch, rounds=rounds != "0", lazy=lazy)
+        given.check_with_arch(arch, lazy=lazy)
         await trio.to_thread.run_sync(given.check_pair, pid, arch, binaries)
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         reached = given.dialer(parse_address(to), tls, insecure=insecure)

@@ -133,12 +133,10 @@ def chain(
         raise UsageError(str(error)) from error
 
 
-def check_with_arch(arch: str, *, rounds: bool, lazy: bool = False) -> None:
+def check_with_arch(arch: str, *, lazy: bool) -> None:
     """UsageError for what does not go together with a change of ISA."""
     if arch and lazy:
         raise UsageError("--arch: the ISA changes once all memory is over; leave --lazy out")
-    if arch and rounds:
-        raise UsageError("--arch: stacks must be in the dump itself, not in rounds before it; leave --rounds out")
 
 
 def check_pair(pid: int, arch: str, binaries: Path | None) -> None:

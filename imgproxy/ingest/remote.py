@@ -26,7 +26,8 @@ from imgnode.remote_client import RemoteClient, put
 from imgnode.signalling import Changes
 from imgnode.unix import allowed, linked, listening, readable
 from imgproxy.ingest.remote_run import Connection, Run, are_gone, dumped_by, identified
-from imgproxy.sender import ImageSender, SentImage
+from imgproxy.page_pump import SentImage
+from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.img_remote import Finished, ImageWanted, ImageWritten, LocalEvent, SnapshotPushed, SnapshotsWanted

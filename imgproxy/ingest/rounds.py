@@ -92,7 +92,7 @@ class RoundsIngest:
         """Another pre-dump, or the dump, in the directory that was prepared; `refers`: it knows its parent."""
         self._count += 1
         self._dumps, self.pre_dump = dump, 0 if dump else self._count
-        self.server.begin(refers=refers)
+        self.server.begin(dump=dump, refers=refers)
         await self._sender.begin_round("", self._make_chain())
 
     async def take(self, sock: trio.socket.SocketType, may_close: Check = trio.lowlevel.checkpoint) -> None:

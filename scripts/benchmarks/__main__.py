@@ -17,6 +17,7 @@ from imgnode.criu import Criu
 from scripts.benchmarks.compress import compress
 from scripts.benchmarks.contenders import find_streamer
 from scripts.benchmarks.freeze import freeze
+from scripts.benchmarks.isa import isa
 from scripts.benchmarks.lazy import lazy
 from scripts.benchmarks.near_live import near_live
 from scripts.benchmarks.nodes import CommandFailed
@@ -44,11 +45,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "remote": remote,
     "near-live": near_live,
     "toolchain": toolchain,
+    "isa": isa,
 }
 SMALL = {"freeze": 1 << 20, "toolchain": 4 << 20}  #: benchmarks whose process, or data, has a size of its own
-SIZES = {"remote": 512 << 20}  #: where another size than the usual one is the default
-#: No part of everything: one is emulated, and takes as long as all others together; one builds compilers and programs.
-BY_NAME = ("near-live", "toolchain")
+SIZES = {"remote": 512 << 20, "isa": 4 << 30}  #: where another size than the usual one is the default
+#: No part of everything: one is emulated, and takes as long as all others together; two build compilers and programs.
+BY_NAME = ("near-live", "toolchain", "isa")
 SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
@@ -57,9 +59,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last two by default"
+        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last three by default"
     )
-    parser.add_argument("--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB)")
+    parser.add_argument(
+        "--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB; isa: 4GiB)"
+    )
     parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")
     parser.add_argument("--repeats", type=int, help="trials of each contender (default: 5)")
     parser.add_argument("--quick", action="store_true", help="everything tiny: whether it works, not how fast")

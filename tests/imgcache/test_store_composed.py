@@ -19,6 +19,7 @@ from imgwire.messages import (
 )
 from tests.imgcache.store_input import header, receive
 from tests.transform.synthetic import extent, pagemap
+from transform.memory import PE_PARENT
 
 pytestmark = pytest.mark.t1
 
@@ -37,6 +38,14 @@ async def composed(
     if records:
         store.compose(Compose(number, runs(*records)))
     return store.numbered(number)
+
+
+async def sent(store: ImageStore, number: int, name: str, data: bytes, *, number_of_round: int) -> None:
+    """A whole image that is not composed."""
+    store.open(OpenImage(number, name, round=number_of_round))
+    if data:
+        await receive(store, header(data, number), data)
+    store.end(EndImage(number, len(data)))
 
 
 A, B, C, D = (bytes([number]) * 4096 for number in range(1, 5))
@@ -99,8 +108,31 @@ async def test_what_is_superseded_is_given_back(store: ImageStore) -> None:
     store.compose(Compose(2, runs((0, 1, 1), (1, 0, 1))))
     with pytest.raises(RemoteProtocolError, match="refers to page 0 of"):
         store.compose(Compose(2, runs((0, 0, 2))))
-    with pytest.raises(RemoteProtocolError, match="is of a round before, which is not kept"):
-        store.readable(0)
+    with pytest.raises(RemoteProtocolError, match="at 0 are of a round before, and not kept"):
+        store.readable(0, 0, 4097)
+    assert store.readable(0, 4096, 4096).read(4096, 4096) == B
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_what_a_round_before_has_is_patched_there(store: ImageStore, *, together: bool) -> None:
+    """Where the page stands in another image, too, that one stays as it is."""
+    store.begin_round(BeginRound(1))
+    await composed(store, 0, "pages-1.img", A + B, (0, 0, 2), number_of_round=1)
+    await composed(store, 1, "pages-2.img", b"", (0, 1, 1), number_of_round=1)
+    for number, pages in enumerate((2, 1)):
+        store.end(EndImage(number, pages * 4096))
+    await sent(store, 2, "pagemap-7.img", pagemap(1, extent(0x1000, 2)), number_of_round=1)
+    await sent(store, 3, "pagemap-8.img", pagemap(2, extent(0x1000, 1)), number_of_round=1)
+    store.begin_round(BeginRound(2))
+    await sent(store, 4, "pagemap-7.img", pagemap(1, extent(0x1000, 2, flags=PE_PARENT)), number_of_round=2)
+    await sent(store, 5, "pagemap-8.img", pagemap(2, extent(0x1000, 1, flags=PE_PARENT)), number_of_round=2)
+    await sent(store, 6, "inventory.img", b"", number_of_round=2)
+    for offset, data in [(5000, b"new!")] if together else [(5000, b"ne"), (5002, b"w!"), (5001, b"e")]:
+        store.patch(Patch(0, offset, data))
+    assert store.readable(0, 4990, 20).read(4990, 20) == B[:10] + b"new!" + B[:6]
+    store.finish(ImagesComplete(sum(len(one.images) for one in store.rounds), store.size))
+    assert store.named("pages-1.img").read(0, 8192) == A + B[:904] + b"new!" + B[908:]
+    assert store.named("pages-2.img").read(0, 4096) == B
 
 
 async def test_a_dropped_round_leaves_what_was_there(store: ImageStore) -> None:
@@ -134,7 +166,7 @@ async def test_rounds_with_names_are_all_kept(store: ImageStore) -> None:
     store.end(EndImage(2, 0))
     store.finish(ImagesComplete(3, 3 * 4096))
     assert [one.images["pages-1.img"].read(0, 4096) for one in store.lineage] == [A, C]
-    assert store.readable(0).read(4096, 4096) == B
+    assert store.readable(0, 4096, 4096).read(4096, 4096) == B
 
 
 async def test_what_is_read_is_given_back_unless_it_stands_elsewhere(store: ImageStore) -> None:

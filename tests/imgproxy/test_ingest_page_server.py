@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgcache.session import Session
@@ -31,9 +31,11 @@ from tests.fake_rounds import FORCE_CLOSE, NARROW, PAGE, WIDE, RoundClient
 from tests.imgcache.test_layers import Memory, memory_of
 from tests.imgwire.page_server_rounds import EXPECTED, RECORDED, Meaning, header, rounds, turns
 from tests.playbook import MemoryOutgoing, connected, open_session, random_bytes
-from transform.chain import Chain
+from tests.transform.synthetic import mm, vma
+from transform.chain import Chain, EndOfDump, Transform
 from transform.images.codec import decode
 from transform.images.proto import memory_pb2
+from transform.memory import EarlierRound
 
 pytestmark = pytest.mark.t1
 
@@ -395,10 +397,12 @@ class Process:
 class Linked:
     """The rounds' ingest of a session, and the session at the cache."""
 
-    def __init__(self, directory: Path, channel: Channel, session: Session) -> None:
+    def __init__(
+        self, directory: Path, channel: Channel, session: Session, transforms: Sequence[Transform], *, dedup: bool
+    ) -> None:
         self.session, self._channel, self.view = session, channel, CacheView()
-        self.sender = ImageSender(channel, Chain([]), Compression("off"))
-        self.ingest = RoundsIngest(self.sender, lambda: Chain([]), self._sync, directory)
+        self.sender = ImageSender(channel, Chain(transforms), Compression("off"), dedup=dedup)
+        self.ingest = RoundsIngest(self.sender, lambda: Chain(transforms), self._sync, directory)
 
     async def _sync(self) -> None:
         await self.view.ask(self._channel, messages.Sync)
@@ -430,19 +434,25 @@ class Linked:
             assert not self.ingest.complete, "its other images are to be sent"
             (self.ingest.directory / "inventory.img").write_bytes(b"inventory")
             (self.ingest.directory / "dump.log").write_bytes(b"no image")
+            for pid in process.memory:
+                (self.ingest.directory / f"mm-{pid}.img").write_bytes(mm(vma(BASE, BASE + PAGES * PAGE)))
             await self.ingest.finish()
         assert self.ingest.complete
-        await self.sender.finish(RemotePages(self._channel, self.view, self.sender))
+        pages = RemotePages(self._channel, self.view, self.sender)
+        before = [EarlierRound(pagemaps, pages.of(sent)) for pagemaps, sent in self.sender.earlier_rounds()]
+        await self.sender.finish(pages, before=before)
         await self.view.wait_for(lambda: self.view.state is SessionState.COMPLETE)
 
 
 @asynccontextmanager
-async def linked(place: Path, cuts: Cuts = ()) -> AsyncIterator[Linked]:
+async def linked(
+    place: Path, cuts: Cuts = (), transforms: Sequence[Transform] = (), *, dedup: bool = False
+) -> AsyncIterator[Linked]:
     """On a link whose first connections are cut after so many bytes from either side."""
     (place / "images").mkdir()
     channel = Channel()
     with open_session(place) as session:
-        one = Linked(place / "images", channel, session)
+        one = Linked(place / "images", channel, session, transforms, dedup=dedup)
         try:
             async with flat_nursery() as nursery, one.ingest.listening(place):
                 nursery.start_soon(partial(connected, channel, session.source.channel, one.view, session, cuts=cuts))
@@ -490,3 +500,67 @@ async def test_a_cache_that_gives_up_ends_the_round(tmp_path: Path) -> None:
             one.session.abort("no room")
             with pytest.raises(EOFError):
                 await criu.closes()
+
+
+@dataclass
+class Stamp:
+    """A transform that changes a word of every page that the dump has, or leaves to a round before: it adds one."""
+
+    process: Process
+    name: str = "stamp"
+    needs_memory: bool = True
+    warnings: tuple[str, ...] = ()
+
+    def wants(self, image: str) -> bool:
+        return False
+
+    def transform(self, image: str, data: bytes) -> bytes:
+        raise AssertionError(f"{image} is not wanted")
+
+    def finish(self, dump: EndOfDump) -> dict[str, bytes]:
+        for pid, pages in self.process.memory.items():
+            memory = dump.memory(pid)
+            for at in pages:
+                word = int.from_bytes(memory.read(at + 8, 8), "little")
+                memory.write(at + 8, (word + 1).to_bytes(8, "little"))
+        return {}
+
+    @staticmethod
+    def stamped(page: bytes) -> bytes:
+        """What it makes of one."""
+        return page[:8] + (int.from_bytes(page[8:16], "little") + 1).to_bytes(8, "little") + page[16:]
+
+
+@pytest.mark.parametrize("dedup", [False, True])
+@settings(max_examples=30)
+@given(st.lists(planned_rounds, min_size=1, max_size=5))
+async def test_a_transform_finds_pages_in_the_rounds_before(dedup: bool, history: list[PlannedRound]) -> None:
+    process = Process()
+    with tempfile.TemporaryDirectory() as place:
+        async with linked(Path(place), transforms=[Stamp(process)], dedup=dedup) as one:
+            for planned in history[:-1]:
+                await one.pre_dump(process, planned)
+            await one.dump(process, history[-1])
+            merged = {image.name: image for image in one.session.store}
+            for pid, pages in process.memory.items():
+                wanted = {at: (Stamp.stamped(page), flags) for at, (page, flags) in pages.items()}
+                assert memory_of(merged, f"pagemap-{pid}.img") == wanted
+
+
+async def test_pagemaps_that_are_too_many_fail_their_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows is a round that refers to none."""
+    monkeypatch.setattr("imgproxy.sender.COLLECTED_LIMIT", 100)
+    process = Process()
+    async with linked(tmp_path, transforms=[Stamp(process)]) as one:
+        await one.pre_dump(process, PlannedRound((["fresh"] * PAGES, None), "good", NARROW))
+        async with one.criu() as criu:
+            await process.send(criu, (["keep", "fresh"] * (PAGES // 2), ["fresh"] * PAGES))
+            with pytest.raises(EOFError, match="hung up"):
+                await criu.closes()
+        await one.ingest.end(good=True)
+        assert "pagemaps of 0 MiB are kept already" in one.ingest.server.failure
+        assert one.ingest.parent is None
+        await one.dump(process, PlannedRound((["keep"] * PAGES, None), "good", NARROW))
+        merged = {image.name: image for image in one.session.store}
+        wanted = {at: (Stamp.stamped(page), flags) for at, (page, flags) in process.memory[PIDS[0]].items()}
+        assert memory_of(merged, f"pagemap-{PIDS[0]}.img") == wanted

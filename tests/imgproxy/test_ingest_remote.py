@@ -22,7 +22,8 @@ from imgnode.unix import listening
 from imgproxy.compression import Compression
 from imgproxy.ingest import remote_run
 from imgproxy.ingest.remote import RemoteIngest
-from imgproxy.sender import ImageSender, SentImage
+from imgproxy.page_pump import SentImage
+from imgproxy.sender import ImageSender
 from imgwire.messages import BeginRound, DropRound, EndImage, OpenImage
 from tests.fake_remote_criu import PROXY, RemoteCriu, body, command, entry, hung_up
 from tests.playbook import MemoryOutgoing, random_bytes

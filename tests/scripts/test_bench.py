@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks import near_live
+from scripts.benchmarks import isa, near_live
 from scripts.benchmarks.__main__ import BENCHMARKS, BY_NAME, parse, size_of
 from scripts.benchmarks.remote import judged
 from scripts.benchmarks.remote_pairs import held
@@ -193,4 +193,22 @@ def test_figures_of_near_live() -> None:
         (0.045, True),
         (0.167, True),
         (0.056, True),
+    ]
+
+
+def test_figures_of_isa() -> None:
+    usual = isa.Case(100, 64 * MIB, changed=[0.8, 1.0], plain=[0.6, 1.0], added=[0.010, 0.014])
+    deep = isa.Case(10_000, 64 * MIB, changed=[1.0], plain=[1.0], added=[0.6])
+    large = isa.Case(100, 4096 * MIB, changed=[8.0, 9.0, 10.0], plain=[8.0, 9.0, 9.0], added=[0.018])
+    report = isa.judged([usual, deep, large])
+    assert report.rows == [
+        ("4 threads of 100 frames, 64 MiB", "12.0 ms", "0.90 s", "0.80 s", "0.88"),
+        ("4 threads of 10000 frames, 64 MiB", "600.0 ms", "1.00 s", "1.00 s", "1.00"),
+        ("4 threads of 100 frames, 4096 MiB", "18.0 ms", "9.00 s", "9.00 s", "1.00"),
+    ]
+    assert [(round(one.value, 3), one.reached) for one in report.targets] == [
+        (0.012, True),
+        (0.5, True),
+        (1.5, False),
+        (1.0, True),
     ]

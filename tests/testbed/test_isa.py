@@ -42,9 +42,9 @@ class There:
         await cache.wait_stderr('"ready"', PATIENCE)
         self.address = f"127.0.0.1:{await self.vm.forward(7000)}"
 
-    async def bring(self, node: Node, pid: int, criu: Path) -> None:
+    async def bring(self, node: Node, pid: int, criu: Path, *options: str) -> None:
         """`imgproxy migrate` on a node here."""
-        change = ["--arch", "aarch64", "--binaries", self.pair, "--insecure"]
+        change = ["--arch", "aarch64", "--binaries", self.pair, "--insecure", *options]
         done = await migrate(node, pid, self.address, criu, *change, deadline=PATIENCE)
         assert done.code == 0, done.output
 
@@ -76,7 +76,7 @@ async def test_there_and_back_again(
         await there.open()
         here, other = await nodes.make(), await nodes.make()
         pid = await nodes.start_quiet(here, pair / "crew", 2**30, written, NAP, stop)
-        await there.bring(here, pid, criu_latest)
+        await there.bring(here, pid, criu_latest, "--rounds", "1")
         assert not here.processes()
         assert await there.threads() == [1, 5]
         await there.bring_back(pid, await start_cache(other, "--allow-restore", criu=criu_latest))

@@ -53,7 +53,6 @@ def test_what_is_a_pair(pid: int, pair: Path) -> None:
     [
         (["--arch", "aarch64"], "--arch aarch64: needs --binaries DIR"),
         (["--arch", "aarch64", "--binaries", ".", "--lazy"], "--arch: the ISA changes once all memory is over"),
-        (["--arch", "aarch64", "--binaries", ".", "--rounds", "2"], "--arch: stacks must be in the dump itself"),
     ],
 )
 def test_options_that_do_not_go_together(pid: int, options: list[str], reason: str) -> None:

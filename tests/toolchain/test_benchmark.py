@@ -1,4 +1,5 @@
-"""scripts/bench toolchain, quickly: it builds every program, measures, and finds that pairs write what others do."""
+"""scripts/bench toolchain, quickly: it builds every program, measures, and finds that pairs write what others do. And
+scripts/bench isa: processes of a pair are dumped and sent, with a change of ISA and without."""
 
 from pathlib import Path
 
@@ -15,3 +16,11 @@ def test_everything_is_compared(repo_root: Path, tmp_path: Path) -> None:
     found = results(repo_root, tmp_path / "numbers", "toolchain", deadline=DEADLINE)["toolchain"]
     assert len(found["least"]) == 10
     assert [one["name"] for one in found["built"]] == ["npb", "lua", "bzip2", "minigzip"]
+
+
+def test_a_change_of_isa_is_compared(repo_root: Path, tmp_path: Path) -> None:
+    usual, deep, large = results(repo_root, tmp_path / "numbers", "isa", deadline=DEADLINE)["isa"]["cases"]
+    assert [(one["frames"], one["size"] >> 20) for one in (usual, deep, large)] == [(100, 1), (10_000, 1), (100, 4)]
+    for one in (usual, deep, large):
+        assert [len(one[kind]) for kind in ("changed", "plain", "added")] == [1, 1, 1]
+        assert one["changed"][0] > one["added"][0] > 0

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.transform.synthetic import BytesStore, extent, image, mm, pagemap, vma
 from transform.errors import AddressError, ImageError
 from transform.images.proto import files_pb2, memory_pb2, task_pb2
-from transform.memory import Memory, Pagemap
+from transform.memory import PE_PARENT, EarlierRound, Memory, Pagemap
 
 pytestmark = pytest.mark.t0
 PAGE = 4096
@@ -83,6 +83,45 @@ def test_pages_that_are_elsewhere(store: BytesStore, entry: memory_pb2.PagemapEn
     assert view.read(0x2000, 4) == PAGES[:4], "pages that are elsewhere take no place in the image"
     with pytest.raises(AddressError, match=reason):
         view.read(0x1000, 1)
+
+
+def rounds(*pagemaps: bytes) -> list[EarlierRound]:
+    """Each with pages of its own, the latest first."""
+    letters = [bytes([letter]) * PAGE * 4 for letter in b"xyz"]
+    return [
+        EarlierRound({f"pagemap-{PID}.img": data}, BytesStore(pages_1=pages))
+        for data, pages in zip(pagemaps, letters, strict=False)
+    ]
+
+
+@pytest.fixture
+def of_two_rounds() -> list[EarlierRound]:
+    """The latest has 0x2000, and leaves 0x1000 to the one before it."""
+    first = pagemap(1, extent(0x1000, 1), extent(0x2000, 2))
+    return rounds(pagemap(1, extent(0x1000, 1, flags=PE_PARENT), extent(0x2000, 1)), first)
+
+
+def test_pages_of_rounds_before_the_dump(store: BytesStore, of_two_rounds: list[EarlierRound]) -> None:
+    images = {f"mm-{PID}.img": mm(vma(0x1000, 0x5000))}
+    images[f"pagemap-{PID}.img"] = pagemap(1, extent(0x1000, 2, flags=PE_PARENT), extent(0x3000, 1))
+    view = Memory(PID, images, store, of_two_rounds)
+    assert view.read(0x1FFF, 2) == b"yx"
+    assert view.read(0x1000, 4 * PAGE) == b"y" * PAGE + b"x" * PAGE + PAGES[:PAGE] + bytes(PAGE)
+    view.write(0x1FFE, b"abcd")
+    assert view.read(0x1FFD, 6) == b"yabcdx"
+    assert [one.store.read("pages-1.img", 0, 3) for one in of_two_rounds] == [b"cdx", b"yyy"]
+    assert store.images["pages-1.img"] == PAGES
+
+
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_page_that_no_round_has(store: BytesStore, of_two_rounds: list[EarlierRound], before: int) -> None:
+    images = {f"mm-{PID}.img": mm(vma(0x1000, 0x5000))}
+    images[f"pagemap-{PID}.img"] = pagemap(1, extent(0x1000, 3, flags=PE_PARENT))
+    view = Memory(PID, images, store, of_two_rounds[:before])
+    with pytest.raises(AddressError, match="at 0x1000: the page is in the parent of this dump, and not to be found"):
+        view.read(0x1000, 1)
+    with pytest.raises(AddressError, match="at 0x3000"):
+        Memory(PID, images, store, of_two_rounds).read(0x3000, 1)
 
 
 def test_extents_of_older_and_newer_criu(store: BytesStore) -> None:

@@ -40,7 +40,7 @@ def change_mm(mm: memory_pb2.Mm, *, to_x86: bool) -> list[tuple[int, int]]:
 
 
 def present_extents(name: str, data: bytes, ranges: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """What of these ranges has pages in the dump. ImageError."""
+    """What of these ranges has pages in the dump, or in the rounds before. ImageError."""
     for entry, end in _extents(name, data):
         for first, last in ranges:
             if max(entry.vaddr, first) < min(end, last):

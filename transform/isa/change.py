@@ -7,8 +7,9 @@ the process runs on at the source.
 """
 
 import posixpath
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from transform.chain import EndOfDump
 from transform.errors import OptionError, TransformError
@@ -17,10 +18,9 @@ from transform.images.pagemap import task_of
 from transform.images.proto import memory_pb2, task_pb2
 from transform.isa import aarch64, x86_64
 from transform.isa.address_space import below_limit, change_mm, present_extents
-from transform.isa.frames import Words, translate, translated
 from transform.isa.open_files import executable_of, swap_all
-from transform.isa.pair import MACHINES, Pair
-from transform.isa.thread import Place, Thread
+from transform.isa.pair import MACHINES, Executable
+from transform.isa.program import UnifiedProgram
 from transform.memory import VMA_FILE_PRIVATE, Memory
 from transform.popcorn.program import PopcornProgram
 
@@ -29,6 +29,20 @@ TASK_ALIVE, TASK_DEAD, TASK_STOPPED = 1, 2, 3
 """States of a task, as in CRIU's compel/include/uapi/task-state.h."""
 PROT_WRITE = 2
 _ISAS = {x86_64.MACHINE: x86_64.NAME, aarch64.MACHINE: aarch64.NAME}
+
+
+class Program(Protocol):
+    """Two executables, for the ISAs `source` and `target`, and how threads change that run them."""
+
+    @property
+    def source(self) -> Executable: ...
+
+    @property
+    def target(self) -> Executable: ...
+
+    def change_threads(self, cores: Mapping[int, Image], memory: Memory) -> None:
+        """Every thread of a process: its core image, and its stack in the dump. TransformError, AddressError."""
+        ...
 
 
 class ChangeOfIsa:
@@ -47,14 +61,14 @@ class ChangeOfIsa:
             raise OptionError(f"--binaries {binaries}: has no directory bin; give one that `hetcc --layout` has made")
         self._target, self._binaries, self._resumed = target, binaries, resumed
         self._source = next(isa for isa in MACHINES if isa != target)
-        self._pairs: dict[str, Pair | PopcornProgram] = {}
+        self._programs: dict[str, Program] = {}
 
     def check(self, executable: Path, contents: Path) -> None:
         """Before anything is frozen: `TransformError` if what runs from `executable`, and is read at `contents`, is not
         the one of this machine of a pair there. OSError."""
-        pair = self._named(executable.name)
-        if not pair.source.is_file(contents):
-            raise TransformError(f"{executable}: what runs is not {pair.source.path}: give the pair that it is of")
+        program = self._named(executable.name)
+        if not program.source.is_file(contents):
+            raise TransformError(f"{executable}: what runs is not {program.source.path}: give the pair that it is of")
 
     def wants(self, image: str) -> bool:
         return image == FILES or image.startswith(("core-", "mm-")) or task_of(image) is not None
@@ -71,78 +85,46 @@ class ChangeOfIsa:
         files = decode(FILES, dump.images[FILES])
         results: dict[str, Image] = {FILES: files}
         done = {}
-        executables: dict[int, Pair | PopcornProgram] = {}
+        executables: dict[int, Program] = {}
         for task, threads in _tasks(dump):
             cores = {tid: decode(f"core-{tid}.img", dump.images[f"core-{tid}.img"]) for tid in threads}
             results |= {image.name: image for image in cores.values()}
             if f"mm-{task}.img" in dump.images:
                 memory, mm = dump.memory(task), decode(f"mm-{task}.img", dump.images[f"mm-{task}.img"])
                 results[mm.name] = mm
-                pair = self._pair_of(files, mm.messages(memory_pb2.Mm)[0].exe_file_id, executables)
-                if isinstance(pair, PopcornProgram):
-                    pair.change_threads(cores, memory)
-                else:
-                    self._change_threads(cores, memory, pair)
-                self._change_memory(mm, memory, pair, dump.images[f"pagemap-{task}.img"])
+                program = self._program_of(files, mm.messages(memory_pb2.Mm)[0].exe_file_id, executables)
+                program.change_threads(cores, memory)
+                self._change_memory(mm, memory, program, dump.images[f"pagemap-{task}.img"])
                 done[f"pagemap-{task}.img"] = self._pagemap(f"pagemap-{task}.img", dump)
             elif any(core.HasField("tc") and core.tc.task_state != TASK_DEAD for core in _cores(cores.values())):
                 raise TransformError(f"task {task}: has no memory of its own in the dump; it cannot change ISA alone")
             for image in cores.values():
                 self._change_state(image, resume=task in self._resumed)
         swap_all(files)
-        for number, pair in executables.items():
-            executable_of(files, number).size = pair.target.size
+        for number, program in executables.items():
+            executable_of(files, number).size = program.target.size
         return {name: image.encode() for name, image in results.items()} | done
 
     def _pagemap(self, name: str, dump: EndOfDump) -> bytes:
         data = dump.images[name]
         return below_limit(name, data) if self._target == x86_64.NAME else data
 
-    def _pair_of(
-        self, files: Image, number: int, executables: dict[int, Pair | PopcornProgram]
-    ) -> Pair | PopcornProgram:
+    def _program_of(self, files: Image, number: int, executables: dict[int, Program]) -> Program:
         if number not in executables:
             path = executable_of(files, number).name.decode(errors="surrogateescape")
-            executables[number] = pair = self._named(posixpath.basename(path))
+            executables[number] = program = self._named(posixpath.basename(path))
             size = executable_of(files, number).size
-            if size != pair.source.size:
-                here = pair.source
+            if size != program.source.size:
+                here = program.source
                 raise TransformError(f"{path}: has {size} bytes in the dump, but {here.path} has {here.size}")
         return executables[number]
 
-    def _named(self, name: str) -> Pair | PopcornProgram:
+    def _named(self, name: str) -> Program:
         name = name.removesuffix(f"_{self._source}")
-        if name not in self._pairs:
+        if name not in self._programs:
             where = self._binaries, name, self._source, self._target
-            self._pairs[name] = PopcornProgram.read(*where) or Pair.read(*where)
-        return self._pairs[name]
-
-    # ---- threads ----
-
-    def _change_threads(self, cores: dict[int, Image], memory: Memory, pair: Pair) -> None:
-        words = Words(memory)
-        for tid, image in cores.items():
-            (core,) = image.messages(task_pb2.Core)
-            if not (core.HasField("thread_info") or core.HasField("ti_aarch64")):
-                continue
-            who = f"thread {tid}"
-            thread = self._read(core, pair, words.read, who)
-            translate(words, thread.frame, pair, who)
-            link = translated(thread.link, pair, who) if thread.place is not Place.AFTER_CALL else 0
-            for address, value in self._write(core, thread, link, pair).items():
-                words.write(address, value)
-        words.flush()
-
-    def _read(self, core: task_pb2.Core, pair: Pair, read: Callable[[int], int], who: str) -> Thread:
-        if self._source == x86_64.NAME:
-            return x86_64.read_thread(core, pair.source, read, who)
-        return aarch64.read_thread(core, pair.source, who)
-
-    def _write(self, core: task_pb2.Core, thread: Thread, link: int, pair: Pair) -> dict[int, int]:
-        moved = thread.returning_to(link)
-        core.ClearField("thread_info" if self._source == x86_64.NAME else "ti_aarch64")
-        write = x86_64.write_thread if self._target == x86_64.NAME else aarch64.write_thread
-        return write(core, moved, pair.target)
+            self._programs[name] = PopcornProgram.read(*where) or UnifiedProgram.read(*where)
+        return self._programs[name]
 
     def _change_state(self, image: Image, *, resume: bool) -> None:
         for core in image.messages(task_pb2.Core):
@@ -150,9 +132,7 @@ class ChangeOfIsa:
             if resume and core.HasField("tc") and core.tc.task_state == TASK_STOPPED:
                 core.tc.task_state = TASK_ALIVE
 
-    # ---- memory ----
-
-    def _change_memory(self, image: Image, memory: Memory, pair: Pair | PopcornProgram, pagemap: bytes) -> None:
+    def _change_memory(self, image: Image, memory: Memory, program: Program, pagemap: bytes) -> None:
         """The mm image, and the pages that are of one ISA: of the vDSO, and of code that CRIU has touched."""
         (mm,) = image.messages(memory_pb2.Mm)
         code = [(vma.start, vma.end) for vma in mm.vmas if _is_code(vma, mm.exe_file_id)]
@@ -161,7 +141,7 @@ class ChangeOfIsa:
         for start, end in present_extents(name, pagemap, blank):
             memory.write(start, bytes(end - start))
         for start, end in present_extents(name, pagemap, code):
-            memory.write(start, pair.target.bytes_at(start, end - start))
+            memory.write(start, program.target.bytes_at(start, end - start))
 
 
 def _cores(images: Iterable[Image]) -> Iterator[task_pb2.Core]:
