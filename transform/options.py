@@ -2,11 +2,15 @@
 
 from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transform.chain import Transform
 from transform.errors import OptionError
 from transform.path_map import Mapping, PathMap
 from transform.port_map import PortMap, parse_port_maps
+
+if TYPE_CHECKING:
+    from transform.isa.change import ChangeOfIsa
 
 
 def transforms(
@@ -21,17 +25,23 @@ def transforms(
     `resumed`: as ChangeOfIsa has it. Transforms keep state: make new ones for each dump. `OptionError` for a value that
     is wrong.
     """
-    chosen: list[Transform] = []
-    if binaries is not None and not arch:
-        raise OptionError(f"--binaries {binaries}: is for a change of ISA; write --arch, too")
-    if arch:
-        if binaries is None:
-            raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")
-        from transform.isa.change import ChangeOfIsa  # with --arch only: it is slow to import
-
-        chosen.append(ChangeOfIsa(arch, binaries, resumed))
+    change = change_of_isa(arch, binaries, resumed)
+    chosen: list[Transform] = [change] if change else []
     if map_path:
         chosen.append(PathMap([Mapping.parse(value) for value in map_path]))
     if tcp_listen_remap:
         chosen.append(PortMap(parse_port_maps(tcp_listen_remap)))
     return chosen
+
+
+def change_of_isa(arch: str, binaries: Path | None, resumed: Container[int] = ()) -> "ChangeOfIsa | None":
+    """The transform that `--arch` and `--binaries` ask for; None without them. `OptionError`."""
+    if not arch:
+        if binaries is not None:
+            raise OptionError(f"--binaries {binaries}: is for a change of ISA; write --arch, too")
+        return None
+    if binaries is None:
+        raise OptionError(f"--arch {arch}: needs --binaries DIR, where the executables of both ISAs are")
+    from transform.isa.change import ChangeOfIsa  # with --arch only: it is slow to import
+
+    return ChangeOfIsa(arch, binaries, resumed)

@@ -98,6 +98,7 @@ def capture(
             raise UsageError("--incremental: only criu --remote is told of earlier rounds; write --remote, too")
         if page_server_port and not rounds:
             raise UsageError("--page-server-port: a page server is there for pre-dumps; write --rounds, too")
+        await given.read_programs(arch, binaries)
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap, arch, binaries)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import structlog
+import trio
 import typer
 
 from imgnode import proc
@@ -24,7 +25,7 @@ from imgproxy.original_wire import OriginalWire
 from imgwire.errors import UsageError
 from transform.chain import Chain
 from transform.errors import OptionError, TransformError
-from transform.options import transforms
+from transform.options import change_of_isa, transforms
 
 _log = structlog.get_logger()
 
@@ -139,20 +140,28 @@ def check_with_arch(arch: str, *, lazy: bool) -> None:
         raise UsageError("--arch: the ISA changes once all memory is over; leave --lazy out")
 
 
+async def read_programs(arch: str, binaries: Path | None) -> None:
+    """With --arch: read the executables before a process is frozen. UsageError for options that are wrong."""
+    try:
+        change = change_of_isa(arch, binaries)
+    except OptionError as error:
+        raise UsageError(str(error)) from error
+    if change:
+        await trio.to_thread.run_sync(change.read_programs)
+
+
 def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
     """That all processes under `pid` can change to `arch`, if they are to. UsageError."""
-    if not arch and binaries is None:
-        return
-    from imgproxy.points import check_tree  # with --arch only: they are slow to import
-    from transform.isa.change import ChangeOfIsa
-
     try:
-        for change in transforms(arch=arch, binaries=binaries):
-            assert isinstance(change, ChangeOfIsa)
-            for task in proc.tree(pid):
-                executable = Path(f"{proc.PROC}/{task.pid}/exe")
-                change.check(executable.readlink(), executable)
-            check_tree(pid)
+        change = change_of_isa(arch, binaries)
+        if change is None:
+            return
+        from imgproxy.points import check_tree  # with --arch only: it is slow to import
+
+        for task in proc.tree(pid):
+            executable = Path(f"{proc.PROC}/{task.pid}/exe")
+            change.check(executable.readlink(), executable)
+        check_tree(pid)
     except TransformError as error:
         raise UsageError(f"nothing was frozen: {error}") from error
     except OSError as error:

@@ -41,6 +41,7 @@ def send(
 
     async def main() -> int:
         address, transforms = parse_address(to), partial(given.chain, map_path, tcp_listen_remap, arch, binaries)
+        await given.read_programs(arch, binaries)
         out = await given.one_way(
             context, address, wire, name=session, snapshot=snapshot or str(images), insecure=insecure
         )

@@ -30,7 +30,7 @@ FRAMES, MORE_FRAMES = 100, 10_000
 #: a frame's share of it with MORE_FRAMES, times that of one among FRAMES; and the rate with them, of that without.
 ADDED, INDEPENDENT, LINEAR, RATE = 0.020, 1.2, 1.0, 0.95
 #: Pages are spliced as they are, so that what is compared is not how well they compress.
-SEND = ("imgproxy", "-v", "send")
+SEND = ("imgproxy", "send", "-v")
 
 _numbers = count(1)
 

@@ -8,6 +8,7 @@ the process runs on at the source.
 
 import posixpath
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -19,7 +20,7 @@ from transform.images.proto import memory_pb2, task_pb2
 from transform.isa import aarch64, x86_64
 from transform.isa.address_space import below_limit, change_mm, present_extents
 from transform.isa.open_files import executable_of, swap_all
-from transform.isa.pair import MACHINES, Executable
+from transform.isa.pair import KEPT_PAIRS, MACHINES, Executable
 from transform.isa.program import UnifiedProgram
 from transform.memory import VMA_FILE_PRIVATE, Memory
 from transform.popcorn.program import PopcornProgram
@@ -62,6 +63,14 @@ class ChangeOfIsa:
         self._target, self._binaries, self._resumed = target, binaries, resumed
         self._source = next(isa for isa in MACHINES if isa != target)
         self._programs: dict[str, Program] = {}
+
+    def read_programs(self) -> None:
+        """Read what the directory has, so that no process is frozen for that. What is no pair is an error to a dump
+        that needs it."""
+        found = sorted(path.name for path in (self._binaries / "bin").glob(f"*_{self._source}"))
+        for name in found[:KEPT_PAIRS]:
+            with suppress(OptionError, TransformError, OSError):
+                self._named(name)
 
     def check(self, executable: Path, contents: Path) -> None:
         """Before anything is frozen: `TransformError` if what runs from `executable`, and is read at `contents`, is not

@@ -18,6 +18,9 @@ from transform.sites import Kind, Site, read_sites
 MACHINES = {"x86-64": "EM_X86_64", "aarch64": "EM_AARCH64"}
 """What ELF calls the ISAs that a process can change between, by our names of them."""
 
+KEPT_PAIRS = 32
+"""Pairs that are read once, and kept until their files change."""
+
 FIRST_ERROR = 2**64 - 4095
 """Results of system calls from here on are errors."""
 
@@ -126,7 +129,7 @@ def version(path: Path) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=KEPT_PAIRS)
 def _read(one: Path, other: Path, source: str, target: str, _versions: tuple[tuple[int, ...], ...]) -> Pair:
     """Kept: what is checked before a process is frozen need not be read again while it is."""
     pair = Pair(Executable.read(one, source), Executable.read(other, target))

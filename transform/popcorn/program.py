@@ -13,7 +13,7 @@ from pathlib import Path
 from transform.errors import AddressError, TransformError
 from transform.images.codec import Image
 from transform.images.proto import task_pb2
-from transform.isa.pair import Executable, version
+from transform.isa.pair import KEPT_PAIRS, Executable, version
 from transform.memory import Memory
 from transform.popcorn.cores import read_thread, write_thread
 from transform.popcorn.machine import MACHINES
@@ -85,7 +85,7 @@ def write_stack(memory: Memory, made: Rewritten, source: int, what: str) -> None
                 raise TransformError(f"{what} is longer, and needs a page that the dump has not: {error}") from None
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=KEPT_PAIRS)
 def _read(
     one: Path, other: Path, source: str, target: str, _versions: tuple[tuple[int, ...], ...]
 ) -> PopcornProgram | None:

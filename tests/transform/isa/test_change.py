@@ -89,6 +89,28 @@ def run(transform: ChangeOfIsa, images: dict[str, bytes], store: BytesStore) -> 
     return {**images, **passed, **chain.finish(store)}
 
 
+def test_what_is_read_beforehand_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what is no pair is no error, unless a dump needs it."""
+    (tmp_path / "bin").mkdir()
+    for name in ("prog", "other"):
+        (tmp_path / f"bin/{name}_x86-64").write_bytes(b"no executable")
+    asked = []
+
+    def read(_directory: Path, name: str, source: str, target: str) -> Pair:
+        asked.append(name)
+        if name == "other":
+            raise OptionError("no pair")
+        return pair(source, target)
+
+    monkeypatch.setattr(Pair, "read", read)
+    one = ChangeOfIsa("aarch64", tmp_path)
+    one.read_programs()
+    assert asked == ["other", "prog"]
+    made = run(one, dump(), pages())
+    assert decode("core-5.img", made["core-5.img"]).messages(task_pb2.Core)[0].HasField("ti_aarch64")
+    assert asked == ["other", "prog"]
+
+
 def test_everything_of_one_isa_becomes_the_others(change: ChangeOfIsa) -> None:
     store = pages()
     made = run(change, dump(), store)
