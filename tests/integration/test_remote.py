@@ -57,12 +57,17 @@ async def test_without_any_hook(nodes: Nodes, a: Node, b: Node, criu_latest: Pat
     await assert_runs(check, b)
 
 
-async def test_the_restore_can_come_later(nodes: Nodes, a: Node, b: Node, criu_latest: Path) -> None:
+@pytest.mark.parametrize("dedup", [(), ("--dedup",)], ids=["plain", "dedup"])
+async def test_the_restore_can_come_later(
+    nodes: Nodes, a: Node, b: Node, criu_latest: Path, dedup: tuple[str, ...]
+) -> None:
     check = await nodes.start_memcheck(a)
     cache = await start_cache(b, "--remote")
-    proxy = await start_proxy(a, cache.address, "--remote")
+    proxy = await start_proxy(a, cache.address, "--remote", *dedup)
     assert await Shim(nodes, a, criu_latest).start("dump", "-t", check.pid, hook="imgproxy-hook").wait() == 0
-    assert (await proxy.ended()).code == 0
+    done = await proxy.ended()
+    assert done.code == 0, done.output
+    assert ("were there already" in done.stdout) == bool(dedup)
     assert not check.pids(), "parked at the cache"
     restoring = Shim(nodes, b, criu_latest).start("restore", hook="imgcache-hook")
     assert await restoring.wait() == 0, restoring.stderr
