@@ -1,4 +1,4 @@
-# Sourced by scripts/setup-npb: the compiler, and where pairs go.
+# Sourced by scripts/setup-npb and scripts/setup-redis: the compiler, and where pairs go.
 # Sets root (of this clone). A failed build shows its output.
 # shellcheck shell=bash
 

@@ -23,7 +23,7 @@ _OURS = frozenset(
     for name in [
         "__set_thread_area",
         "__unmapself",
-        "clone",
+        "thread/clone",
         "syscall_cp",
         "restore",
         "sigsetjmp",
@@ -158,13 +158,12 @@ class Builder:
         shutil.rmtree(objects)
 
     def _sources(self) -> Iterator[Path]:
-        """All of musl that is not the dynamic loader's, the leaves' or ours; and ours."""
+        """All of musl that is not the leaves' or ours; and ours. `dlopen` is that of static programs: it fails."""
         yield from sorted((HERE / "libc/src").glob("*.c"))
         skipped = _OURS | {f"{name}.c" for name in LEAVES}
         for pattern in ("src/*/*.c", "src/malloc/mallocng/*.c"):
             for source in sorted(self._source.glob(pattern)):
-                loader = source.parent.name == "ldso" and source.name != "dl_iterate_phdr.c"
-                if source.name not in skipped and not loader:
+                if not skipped & {source.name, f"{source.parent.name}/{source.name}"}:
                     yield source
 
     def _leaves(self, isa: Isa) -> None:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 from tests.toolchain.pairs import ALL
 
 #: Programs that take minutes; the others stand for them where ALL is not asked for.
-LONG = ["test_benchmark.py", "test_bzip2.py", "test_cmake.py", "test_sqlite.py", "test_zlib.py"]
+LONG = [f"test_{name}.py" for name in ("benchmark", "bzip2", "cmake", "redis", "sqlite", "zlib")]
 collect_ignore = [] if ALL else LONG
 
 
