@@ -123,6 +123,11 @@ class ImageSender:
         images = [image for sent in self._rounds.values() for image in sent.values()]
         return len(images), sum(image.size for image in images)
 
+    @property
+    def reads_back(self) -> bool:
+        """Whether the transforms of this round will want to see pages that were sent."""
+        return self._chain.needs_memory
+
     async def send_from_pipe(self, name: str, fd: int) -> None:
         """Take the image `name` out of the pipe `fd` until its end, and send it. The caller closes `fd`."""
         await self.send_drained(name, fd, lambda: None)

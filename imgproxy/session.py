@@ -193,6 +193,8 @@ class SourceSession:
     async def _finish_images(self) -> None:
         await self.ingest.finish()
         await self.view.wait_for(lambda: self.dump.images_complete or self.ingest.complete)
+        if self.sender.reads_back:
+            await self.sync()  # what is under way: the transforms' first question would wait for it
         before = [EarlierRound(pagemaps, self.pages.of(sent)) for pagemaps, sent in self.sender.earlier_rounds()]
         await self.sender.finish(self.pages, self.ingest.variant, before)
 

@@ -2,7 +2,7 @@
 
 It is stopped at points and dumped once into a directory on tmpfs, and that is sent to a cache again and again, in
 turns with `--arch` and without. Nothing of another ISA need run for that: the time that the transforms take once the
-last page is sent is what `imgproxy send -v` tells, and includes what is read back from the cache and patched there.
+cache has the last page is what `imgproxy send -v` tells, and includes what is read back from there and patched.
 """
 
 import json
