@@ -26,6 +26,7 @@ from scripts.benchmarks.remote import NEEDS_ORIGINAL, has_remote, remote
 from scripts.benchmarks.report import Report, write_json
 from scripts.benchmarks.resources import resources
 from scripts.benchmarks.scale import scale
+from scripts.benchmarks.stops import stops
 from scripts.benchmarks.subject import Workload
 from scripts.benchmarks.tls import tls
 from scripts.benchmarks.toolchain import toolchain
@@ -46,11 +47,12 @@ BENCHMARKS: dict[str, Benchmark] = {
     "near-live": near_live,
     "toolchain": toolchain,
     "isa": isa,
+    "stops": stops,
 }
 SMALL = {"freeze": 1 << 20, "toolchain": 4 << 20}  #: benchmarks whose process, or data, has a size of its own
 SIZES = {"remote": 512 << 20, "isa": 4 << 30}  #: where another size than the usual one is the default
-#: No part of everything: one is emulated, and takes as long as all others together; two build compilers and programs.
-BY_NAME = ("near-live", "toolchain", "isa")
+#: No part of everything: one is emulated, and takes as long as all others together; three build compilers and programs.
+BY_NAME = ("near-live", "toolchain", "isa", "stops")
 SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
@@ -59,7 +61,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last three by default"
+        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last four by default"
     )
     parser.add_argument(
         "--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB; isa: 4GiB)"

@@ -1,4 +1,4 @@
-"""scripts/bench toolchain: what it makes of its numbers. All of it is run by
+"""scripts/bench toolchain and stops: what they make of their numbers. All of it is run by
 tests/toolchain/test_benchmark.py."""
 
 import os
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.benchmarks import stops
 from scripts.benchmarks.nodes import CommandFailed
 from scripts.benchmarks.pairs import Built
 from scripts.benchmarks.toolchain import Subject, judged, measure
@@ -63,4 +64,12 @@ def test_figures() -> None:
         (1.1, 1.06, False),
         (1.21, 1.2, False),
         (61.0, 60.0, False),
+    ]
+
+
+def test_figures_of_stops() -> None:
+    found = [stops.Stop(milliseconds / 1000, milliseconds / 100, 4) for milliseconds in range(1, 102)]
+    assert stops.judged(found).rows == [
+        ("threads stand", "51.0 ms", "100.0 ms", "101.0 ms"),
+        ("until it is stopped, from the order", "510.0 ms", "1000.0 ms", "1010.0 ms"),
     ]

@@ -1,5 +1,5 @@
-"""scripts/bench toolchain, quickly: it builds every program, measures, and finds that pairs write what others do. And
-scripts/bench isa: processes of a pair are dumped and sent, with a change of ISA and without."""
+"""scripts/bench toolchain, quickly: it builds every program, measures, and finds that pairs write what others do. isa:
+processes of a pair are dumped and sent, with a change of ISA and without. stops: a process is stopped many times."""
 
 from pathlib import Path
 
@@ -24,3 +24,9 @@ def test_a_change_of_isa_is_compared(repo_root: Path, tmp_path: Path) -> None:
     for one in (usual, deep, large):
         assert [len(one[kind]) for kind in ("changed", "plain", "added")] == [1, 1, 1]
         assert one["changed"][0] > one["added"][0] > 0
+
+
+def test_stops_are_timed(repo_root: Path, tmp_path: Path) -> None:
+    found = results(repo_root, tmp_path / "numbers", "stops", deadline=DEADLINE)["stops"]
+    assert {one["threads"] for one in found["stops"]} == {4}
+    assert all(one["waited"] > one["disturbed"] > 0 for one in found["stops"])
