@@ -1,0 +1,40 @@
+"""`imgproxy trap`, `imgproxy spawn`, the stress runner, and what our libc does in its own way, on aarch64: in an arm64
+guest, which has a kernel of its own. Minutes: run with IMGPROXY_PROGRAMS=all."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.testbed.guest import ROOT, guest
+from tests.testbed.guest_nodes import PATIENCE
+from tests.toolchain.conftest import make_toolchain
+from tests.toolchain.pairs import PROGRAMS, SEED, output
+
+pytestmark = pytest.mark.t3
+
+PAIRS = ("busy", "libc")
+#: Of busy.c: it runs for a minute there, of which each stop takes several seconds to begin; and under stress.
+ROUNDS, STRESSED = 1500, 3
+TRAPS = 2
+STOPS = 300
+
+
+async def test_on_aarch64(tmp_path: Path) -> None:
+    """Stopped, each time at points, and overwritten what must not matter, programs write what they should."""
+    for name in PAIRS:
+        output(make_toolchain(), "-O2", PROGRAMS / f"{name}.c", "-w", "-o", tmp_path / name)
+    async with guest("arm64") as vm:
+        for name in PAIRS:
+            await vm.put(tmp_path / f"{name}_aarch64", f"/run/{name}", 0o755)
+        done = await vm.run("/run/libc", deadline=PATIENCE)
+        assert (done.code, done.stdout) == (0, output(tmp_path / "libc").decode()), done.stderr
+        words = ["python3", ROOT / "tests/testbed/trapped.py", TRAPS, SEED, "listen", "/run/busy", ROUNDS]
+        done = await vm.run(*words, deadline=PATIENCE)
+        assert done.code == 0, done.output
+        lines = done.stdout.splitlines(keepends=True)
+        assert all("is stopped after" in line for line in lines[: TRAPS + 1])
+        assert "".join(lines[TRAPS + 1 :]).encode() == output(tmp_path / "busy", ROUNDS)
+        words = ["python3", "-m", "toolchain.stress", "--free", "0", "--stops", STOPS, "/run/busy", STRESSED]
+        stressed = await vm.run(*words, deadline=PATIENCE)
+        assert (stressed.code, stressed.stdout) == (0, output(tmp_path / "busy", STRESSED).decode()), stressed.stderr
+        assert f"{STOPS} stops at " in stressed.stderr
