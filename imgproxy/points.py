@@ -30,7 +30,7 @@ class _RunsOn(Exception):
 
 def check_tree(pid: int) -> None:
     """UsageError if a process of the tree cannot be brought to points. Blocking."""
-    for task in _alive(pid):
+    for task in alive(pid):
         check_process(task)
 
 
@@ -44,7 +44,7 @@ async def standing(pid: int, resumed: set[int]) -> AsyncIterator[Standing]:
     with suppress(_RunsOn):
         async with AsyncExitStack() as stack:
             held: set[int] = set()
-            while new := [task for task in await trio.to_thread.run_sync(_alive, pid) if task not in held]:
+            while new := [task for task in await trio.to_thread.run_sync(alive, pid) if task not in held]:
                 for task in new:
                     await _hold(stack, task, resumed)
                     held.add(task)
@@ -63,6 +63,6 @@ async def _hold(stack: AsyncExitStack, task: int, resumed: set[int]) -> None:
         resumed.add(proc.innermost_pid(task))
 
 
-def _alive(pid: int) -> list[int]:
+def alive(pid: int) -> list[int]:
     """The processes of a tree, without those that have ended."""
     return [task.pid for task in proc.tree(pid) if not status_of(task.pid)["State"].startswith(("Z", "X"))]

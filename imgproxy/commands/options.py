@@ -156,10 +156,10 @@ def check_pair(pid: int, arch: str, binaries: Path | None) -> None:
         change = change_of_isa(arch, binaries)
         if change is None:
             return
-        from imgproxy.points import check_tree  # with --arch only: it is slow to import
+        from imgproxy.points import alive, check_tree  # with --arch only: they are slow to import
 
-        for task in proc.tree(pid):
-            executable = Path(f"{proc.PROC}/{task.pid}/exe")
+        for task in alive(pid):
+            executable = Path(f"{proc.PROC}/{task}/exe")
             change.check(executable.readlink(), executable)
         check_tree(pid)
     except TransformError as error:

@@ -1,16 +1,17 @@
-"""A running tree of processes goes from this machine, x86-64, to a guest on aarch64, and comes back."""
+"""Running trees of processes go from this machine, x86-64, to a guest on aarch64, and come back: one that computes, and
+one that holds what CRIU carries beside memory (sockets, pipes, timers, signals, files, threads in system calls).
+"""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.nodes import Node, Program, migrate, open_nodes, start_cache, until
+from tests.nodes import Node, Nodes, Program, open_nodes, start_cache, until
 from tests.programs import Programs
-from tests.testbed.guest import Guest, guest
+from tests.testbed.guest import guest
 from tests.testbed.guest_nodes import PATIENCE
-from tests.testbed.machine import HOST
+from tests.testbed.there import There
 from tests.toolchain.conftest import make_toolchain
 from tests.toolchain.pairs import PROGRAMS, output
 
@@ -18,78 +19,86 @@ pytestmark = pytest.mark.t3
 
 #: Milliseconds that the program sleeps at a time: it must leave the guest, which has one processor, to others.
 NAP = 100
-
-
-class There:
-    """A guest in which programs go on: a cache that runs restores, and `imgproxy` loaded, for the way back."""
-
-    def __init__(self, vm: Guest, pair: Path, name: str) -> None:
-        self.vm, self.pair, self.name = vm, pair, name
-        self.address = ""
-        self._back = 0
-
-    async def open(self) -> None:
-        """Both executables, and the guest's at the place that it has here; the programs of the project."""
-        assert (await self.vm.run("mkdir", "-p", self.pair / "bin")).code == 0
-        for path in (self.pair / "bin").iterdir():
-            await self.vm.put(path, str(path), 0o755)
-        program = self.pair / self.name
-        assert (await self.vm.run("cp", self.pair / f"bin/{self.name}_aarch64", program)).code == 0
-        assert (await self.vm.run("mkdir", "-m", "700", "/run/there")).code == 0
-        listen = ["--listen", "0.0.0.0:7000", "--insecure", "--allow-restore"]
-        cache = await self.vm.start("imgcache", "-D", "/run/there", *listen)
-        self._source = await self.vm.start("python3", "-m", "tests.testbed.preloaded")
-        await cache.wait_stderr('"ready"', PATIENCE)
-        self.address = f"127.0.0.1:{await self.vm.forward(7000)}"
-
-    async def bring(self, node: Node, pid: int, criu: Path, *options: str) -> None:
-        """`imgproxy migrate` on a node here."""
-        change = ["--arch", "aarch64", "--binaries", self.pair, "--insecure", *options]
-        done = await migrate(node, pid, self.address, criu, *change, deadline=PATIENCE)
-        assert done.code == 0, done.output
-
-    async def bring_back(self, pid: int, cache: Program) -> None:
-        """`imgproxy migrate` in the guest, to a cache here."""
-        self._back += 1
-        words = ["migrate", str(pid), "--to", f"{HOST}:{cache.address.rpartition(':')[2]}", "--insecure"]
-        words += ["--arch", "x86-64", "--binaries", str(self.pair), "--journal", "/run/journal"]
-        await self._source.wait_stderr("ready", PATIENCE)
-        await self._source.write(json.dumps([words, "/run/out", "/run/err"]).encode() + b"\n")
-        told = await self._source.wait_stderr(f"run {self._back} ended: ", PATIENCE)
-        assert told.rstrip().endswith(": 0"), (await self.vm.get("/run/err")).decode()
-
-    async def threads(self) -> list[int]:
-        """How many threads each process of the program has in the guest."""
-        script = 'for pid in $(pgrep -f "^$0"); do ls /proc/$pid/task | wc -l; done'
-        return sorted(map(int, (await self.vm.run("sh", "-c", script, self.pair / self.name)).stdout.split()))
+#: What holds all kinds of things looks at them so often: there, and here again. The lines that it writes.
+LOOKS, KINDS = 2, 18
+#: What CRIU must be told. Nobody else is at the connections, and a lock on them would stay in the firewall here, where
+#: they would not work after coming back from a node that locks them otherwise: the guest has no iptables.
+OPTIONS = ("--tcp-established", "--file-locks", "--network-lock=skip")
+#: A command in a folder; and what has it look.
+IN_FOLDER = 'cd "$0"; exec "$@"'
+LOOK = 'cd "$0"; touch look-1; until [ -e ready-2 ]; do sleep 0.1; done; cat report-1'
 
 
 async def test_there_and_back_again(
     programs: Programs, make_node_dir: Callable[[], Path], criu_latest: Path, tmp_path: Path
 ) -> None:
-    """Six threads, in two processes that talk by pipes, one of them 10,000 frames deep: what they write is what those
-    write that never moved."""
-    pair, written, stop = tmp_path / "pair", tmp_path / "written", tmp_path / "stop"
-    output(make_toolchain(), "-O2", PROGRAMS / "crew.c", "-o", "crew", "--layout", pair, directory=tmp_path)
+    """Both in one guest: to boot it and to start programs there takes longer than a move."""
+    pair = tmp_path / "pair"
+    for name, sources in (
+        ("crew", [PROGRAMS / "crew.c"]),
+        ("belongings", sorted((PROGRAMS / "belongings").glob("*.c"))),
+    ):
+        output(make_toolchain(), "-O2", *sources, "-o", name, "--layout", pair, directory=tmp_path)
     async with guest("arm64") as vm, open_nodes(programs, make_node_dir) as nodes:
-        there = There(vm, pair, "crew")
+        there = There(vm)
         await there.open()
         here, other = await nodes.make(), await nodes.make()
-        pid = await nodes.start_quiet(here, pair / "crew", 2**30, written, NAP, stop)
-        await there.bring(here, pid, criu_latest, "--rounds", "1")
-        assert not here.processes()
-        assert await there.threads() == [1, 5]
-        await there.bring_back(pid, await start_cache(other, "--allow-restore", criu=criu_latest))
-        assert await there.threads() == []
-        await finish(other, written, stop)
-    turns = int(written.read_text().split()[0])
-    output(pair / "crew", turns, tmp_path / "expected", 0)
-    assert written.read_text() == (tmp_path / "expected").read_text()
+        cache = await start_cache(other, "--allow-restore", criu=criu_latest)
+        both = Both(there, nodes, here, cache, criu_latest, pair)
+        await both.crew(tmp_path / "written", tmp_path / "stop")
+        await both.belongings(make_node_dir())
 
 
-async def finish(node: Node, written: Path, stop: Path) -> None:
-    """It runs on the node, and ends there when it is told to."""
-    assert not written.exists(), "nobody has told it to end"
-    stop.touch()
-    await until(lambda: written.exists() and written.read_text().endswith("\n"), "the program to write what came out")
-    await until(lambda: len(node.processes()) == 1, "the cache to be alone")
+class Both:
+    """The two, one after the other."""
+
+    def __init__(self, there: There, nodes: Nodes, here: Node, cache: Program, criu: Path, pair: Path) -> None:
+        self.there, self.nodes, self.here, self.cache, self.criu, self.pair = there, nodes, here, cache, criu, pair
+
+    async def crew(self, written: Path, stop: Path) -> None:
+        """Six threads, in two processes that talk by pipes, one of them 10,000 frames deep: what they write is what
+        those write that never moved."""
+        there, crew = self.there, self.pair / "crew"
+        await there.install(self.pair, "crew")
+        pid = await self.nodes.start_quiet(self.here, crew, 2**30, written, NAP, stop)
+        await there.bring(self.here, pid, self.criu, self.pair, "--rounds", "1")
+        assert not self.here.processes()
+        assert await there.threads(crew) == [1, 5]
+        await there.bring_back(pid, self.cache, self.pair)
+        assert await there.threads(crew) == []
+        assert not written.exists(), "nobody has told it to end"
+        stop.touch()
+        await until(lambda: written.exists() and written.read_text().endswith("\n"), "the program to end")
+        await self._alone()
+        expected = written.with_name("expected")
+        output(crew, written.read_text().split()[0], expected, 0)
+        assert written.read_text() == expected.read_text()
+
+    async def belongings(self, folder: Path) -> None:
+        """In both places all of them are as they were."""
+        there = self.there
+        await there.install(self.pair, "belongings")
+        words = ["sh", "-c", IN_FOLDER, folder, self.pair / "belongings", LOOKS]
+        pid = await self.nodes.start_quiet(self.here, *words)
+        await until((folder / "ready-1").exists, "it to be ready")
+        await there.put_folder(folder)
+        await there.bring(self.here, pid, self.criu, self.pair, *OPTIONS)
+        told = await there.vm.run("sh", "-c", LOOK, folder, deadline=PATIENCE)
+        assert wrong(told.stdout) == []
+        await there.get_folder(folder)
+        await there.bring_back(pid, self.cache, self.pair, *OPTIONS)
+        (folder / "look-2").touch()
+        await until((folder / "report-2").exists, "it to look at all")
+        assert wrong((folder / "report-2").read_text()) == []
+        await self._alone()
+
+    async def _alone(self) -> None:
+        node = self.cache.node
+        await until(lambda: len(node.processes()) == 1, "the cache to be alone")
+
+
+def wrong(report: str) -> list[str]:
+    """What is not as it was."""
+    lines = report.splitlines()
+    assert len(lines) == KINDS, report
+    return [line for line in lines if not line.endswith(": as it was")]

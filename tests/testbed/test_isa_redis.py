@@ -17,7 +17,7 @@ from tests.nodes import Node, open_nodes, start_cache, until
 from tests.programs import Programs
 from tests.testbed.guest import guest
 from tests.testbed.guest_nodes import PATIENCE
-from tests.testbed.test_isa import There
+from tests.testbed.there import There
 from tests.toolchain import redis
 from tests.toolchain.pairs import PROGRAMS, output
 
@@ -74,8 +74,9 @@ async def test_there_and_back_with_its_data(
     native = redis.of_pair(built)[0]
     expected = unmoved(native, tmp_path / "unmoved")
     async with guest("arm64") as vm, open_nodes(programs, make_node_dir) as nodes:
-        there = There(vm, pair, "redis-server")
+        there = There(vm)
         await there.open()
+        await there.install(pair, "redis-server")
         await vm.put(built / "bin/redis-cli_aarch64", "/run/redis-cli", 0o755)
         await vm.run("mkdir", "-p", "-m", "700", place)  # as here, which CRIU looks at
         here, other = await nodes.make(), await nodes.make()
@@ -87,13 +88,13 @@ async def test_there_and_back_with_its_data(
         server.ask(WORKLOAD.decode())
         digests = [server.ask("DEBUG DIGEST\n")]
 
-        await there.bring(here, pid, criu_latest)
+        await there.bring(here, pid, criu_latest, pair)
         assert not servers(here)
         await server.ask_there(THERE)
         digests.append(await server.ask_there("DEBUG DIGEST\n"))
         assert "arch_bits:64" in await server.ask_there("INFO server\n")
 
-        await there.bring_back(pid, await start_cache(other, "--allow-restore", criu=criu_latest))
+        await there.bring_back(pid, await start_cache(other, "--allow-restore", criu=criu_latest), pair)
         server.ask(HERE)
         digests.append(server.ask("DEBUG DIGEST\n"))
         assert [digest.strip() for digest in digests] == expected

@@ -10,8 +10,9 @@ import trio
 from tests.testbed.guest import Guest, guest
 from tests.testbed.guest_nodes import PATIENCE
 from tests.testbed.machine import HOST
-from tests.testbed.test_isa import NAP, There
+from tests.testbed.test_isa import NAP
 from tests.testbed.test_near_live import of
+from tests.testbed.there import There
 from tests.toolchain.conftest import make_toolchain
 from tests.toolchain.pairs import PROGRAMS, output
 
@@ -41,9 +42,10 @@ async def test_a_stack_is_in_an_earlier_round(tmp_path: Path) -> None:
     pair, written, stop = tmp_path / "pair", tmp_path / "written", tmp_path / "stop"
     output(make_toolchain(), "-O2", PROGRAMS / "deep.c", "-o", "deep", "--layout", pair, directory=tmp_path)
     async with guest("amd64") as source, guest("arm64") as vm:
-        there = There(vm, pair, "deep")
+        there = There(vm)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(there.open)
+            nursery.start_soon(there.install, pair, "deep")
             nursery.start_soon(install, source, pair)
         await source.start("sh", "-c", START, pair / "deep", 2**30, written, NAP, stop)
         pid = int((await source.run("sh", "-c", DEEP, pair / "deep")).stdout)
@@ -51,7 +53,7 @@ async def test_a_stack_is_in_an_earlier_round(tmp_path: Path) -> None:
         command = ["imgproxy", "migrate", pid, "--to", address, "--insecure", "--rounds", 2, "--json"]
         done = await source.run(*command, "--arch", "aarch64", "--binaries", pair, deadline=PATIENCE)
         assert done.code == 0, done.output
-        assert await there.threads() == [1]
+        assert await there.threads(pair / "deep") == [1]
         first, second, last = of([json.loads(line) for line in done.stdout.splitlines()], "summary")[0]["rounds"]
         assert max(second, last) < 0.3 * first, "the stack is not among what has changed"
         assert (await source.run("pgrep", "-f", f"^{pair}/deep")).stdout == ""

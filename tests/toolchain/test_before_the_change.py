@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from elftools.elf.elffile import ELFFile
 
 from imgnode import proc
@@ -46,6 +47,19 @@ def pid(pair: Path, tmp_path: Path) -> Iterator[int]:
 
 def test_what_is_a_pair(pid: int, pair: Path) -> None:
     check_pair(pid, "aarch64", pair)
+
+
+async def test_one_that_has_ended_needs_no_program(pair: Path, tmp_path: Path) -> None:
+    """A zombie of the tree's, whose parent has not asked for it yet, goes along."""
+    process = await trio.lowlevel.open_process([str(pair / "crew"), "1000", str(tmp_path / "out"), "900"])
+    await until(lambda: len(proc.tree(process.pid)) == 2, "it to have a child")
+    process.send_signal(signal.SIGSTOP)
+    child = proc.tree(process.pid)[1].pid
+    os.kill(child, signal.SIGKILL)
+    await until(lambda: states([process.pid, child]) == "TZ", "one to end, the other to stop")
+    check_pair(process.pid, "aarch64", pair)
+    process.kill()
+    await process.wait()
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ def _is_code(vma: memory_pb2.Vma, executable: int) -> bool:
 
 
 def _tasks(dump: EndOfDump) -> list[tuple[int, Sequence[int]]]:
-    """Each process with the ids of its threads, itself among them."""
+    """Each process with the ids of its threads, itself among them: also one that has ended, which has none."""
     tree = decode("pstree.img", dump.images["pstree.img"]).messages(task_pb2.PstreeEntry)
-    return [(entry.pid, [tid for tid in entry.threads if f"core-{tid}.img" in dump.images]) for entry in tree]
+    tasks = [(entry.pid, dict.fromkeys((entry.pid, *entry.threads))) for entry in tree]
+    return [(task, [tid for tid in threads if f"core-{tid}.img" in dump.images]) for task, threads in tasks]

@@ -13,7 +13,7 @@ from transform.errors import OptionError, TransformError
 from transform.images.codec import decode
 from transform.images.proto import files_pb2, memory_pb2, task_pb2
 from transform.isa import aarch64, x86_64
-from transform.isa.change import TASK_ALIVE, TASK_STOPPED, ChangeOfIsa
+from transform.isa.change import TASK_ALIVE, TASK_DEAD, TASK_STOPPED, ChangeOfIsa
 from transform.isa.pair import Pair
 from transform.isa.thread import Place, Thread
 
@@ -151,6 +151,19 @@ def test_what_the_monitor_stopped_runs_there(tmp_path: Path, monkeypatch: pytest
     made = run(changing("aarch64", tmp_path, monkeypatch, resumed={5}), dump(), pages())
     (task,) = decode("core-5.img", made["core-5.img"]).messages(task_pb2.Core)
     assert task.tc.task_state == TASK_ALIVE
+
+
+def test_a_process_that_has_ended_changes_its_machine_only(change: ChangeOfIsa) -> None:
+    """Its parent has not asked for it yet: it has no memory and no threads, and pstree.img names none."""
+    ended = task_pb2.Core(mtype=task_pb2.Core.X86_64)
+    ended.tc.CopyFrom(
+        task_pb2.TaskCore(task_state=TASK_DEAD, exit_code=7, personality=0, flags=0, blk_sigset=0, comm=b"prog")
+    )
+    tree = [task_pb2.PstreeEntry(pid=5, ppid=0, pgid=5, sid=5, threads=[5])]
+    tree.append(task_pb2.PstreeEntry(pid=6, ppid=5, pgid=5, sid=5))
+    made = run(change, dump(core_6=image("core", ended), pstree=image("pstree", *tree)), pages())
+    (core,) = decode("core-6.img", made["core-6.img"]).messages(task_pb2.Core)
+    assert (core.mtype, core.tc) == (task_pb2.Core.AARCH64, ended.tc)
 
 
 def test_what_lies_above_the_addresses_of_x86_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
