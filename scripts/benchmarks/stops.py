@@ -45,7 +45,7 @@ async def stops(setting: Setting, _: Workload) -> Report:
     program = setting.directory / "four"
     hetcc = Path(os.environ["IMGPROXY_CACHE"]) / "venv/bin/hetcc"
     built = await trio.run_process(
-        [hetcc, "-O2", Path(__file__).with_name("four.c"), "-o", program], capture_stderr=True, check=False
+        [hetcc, "-O2", Path(__file__).parent / "programs/four.c", "-o", program], capture_stderr=True, check=False
     )
     if built.returncode:
         raise CommandFailed(built.stderr.decode())
