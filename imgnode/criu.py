@@ -21,7 +21,7 @@ DEADLINE = 90.0
 """Seconds for one question. Each takes well under one; a first run also probes the kernel."""
 
 _ERROR_LINE = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:\s*\d+:\s*)?Error \([^)]*\):\s*(.+)$", re.MULTILINE)
-_NO_CAUSE = re.compile(r"(Dumping|Restoring) FAILED|rlimit: Can't setup")
+_NO_CAUSE = re.compile(r"(Dumping|Restoring) FAILED|rlimit: Can't setup|tun: Unable to create tun")
 """Error lines that only say that there were others, or that CRIU goes on after."""
 
 _LOOKED = re.compile(r"^(?:Warn|Error)\s+\([^)]*\bcr-check\.c:\d+\)", re.MULTILINE)

@@ -69,6 +69,7 @@ def test_last_error() -> None:
 def test_the_cause_of_a_failure_is_the_first_error_that_says_something() -> None:
     log = (
         "Error (criu/util.c:1534): rlimit: Can't setup RLIMIT_NOFILE for self: Operation not permitted\n"
+        "Error (criu/tun.c:85): tun: Unable to create tun: No such file or directory\n"
         "  3025: Error (criu/files-reg.c:2267): Can't open file lib/program: No such file or directory\n"
         "  3025: Error (criu/mem.c:911): Can't fixup VMA's fd\n"
         "Error (criu/cr-restore.c:2320): Restoring FAILED.\n"
