@@ -36,15 +36,20 @@ class Capture:
         self.changed = 0
         self.announced = {os.getpid()}
         self.anybody = False
+        self.connected = trio.Event()  #: somebody is
         self.ingest = StreamIngest(ImageSender(self.out, Chain([]), Compression("off")), self._change)
         self.ended = trio.Event()
 
     def _change(self) -> None:
         self.changed += 1
 
+    def _is_announced(self, pid: int) -> bool:
+        self.connected.set()
+        return self.anybody or pid in self.announced
+
     async def run(self, listener: trio.socket.SocketType) -> None:
         try:
-            await self.ingest.accept(listener, lambda pid: self.anybody or pid in self.announced)
+            await self.ingest.accept(listener, self._is_announced)
         finally:
             self.ended.set()
 
@@ -203,6 +208,7 @@ async def test_a_criu_that_is_killed_ends_it(node_dir: Path) -> None:
         dump = await trio.lowlevel.open_process(command, stdout=-1)
         assert dump.stdout is not None
         assert await dump.stdout.receive_some(4) == b"half"
+        await capture.connected.wait()  # it has written into pipes that may still wait to be taken
         assert capture.ingest.criu == dump.pid
         dump.kill()
         await dump.wait()
