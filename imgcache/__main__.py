@@ -13,6 +13,7 @@ def main() -> None:
     gc.disable()  # while what stays is made: a tenth of the start
     from imgcache import cli
 
+    gc.freeze()  # none of it is looked at again
     gc.enable()
     cli.app()
 
