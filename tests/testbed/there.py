@@ -78,10 +78,6 @@ class There:
         lines = [json.loads(line) for line in self._cache.stderr.splitlines() if line.endswith("}")]
         return [str(line["event"]) for line in lines if line.get("session") == session]
 
-    async def runs(self, pid: int) -> bool:
-        """Whether there is such a process."""
-        return (await self.vm.run("kill", "-0", pid)).code == 0
-
     async def threads(self, program: Path) -> list[int]:
         """How many threads each process of a program has there."""
         script = 'for pid in $(pgrep -f "^$0"); do ls /proc/$pid/task | wc -l; done'
