@@ -18,7 +18,8 @@ import trio
 from imgwire.errors import UsageError
 
 DEADLINE = 90.0
-"""Seconds for one question. Each takes well under one; a first run also probes the kernel."""
+"""Seconds for one question. Each takes well under one; a first run also probes the kernel. On an emulated processor
+beside other work 30 were too few."""
 
 _ERROR_LINE = re.compile(r"^(?:\(\d+\.\d+\)\s*)?(?:\s*\d+:\s*)?Error \([^)]*\):\s*(.+)$", re.MULTILINE)
 _NO_CAUSE = re.compile(r"(Dumping|Restoring) FAILED|rlimit: Can't setup|tun: Unable to create tun")

@@ -9,15 +9,14 @@ import json
 import platform
 import shutil
 import statistics
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
-from scripts.benchmarks.nodes import CommandFailed, Node, started_node, until
-from scripts.benchmarks.pairs import ROOT
+from scripts.benchmarks.nodes import Node, started_node, until
+from scripts.benchmarks.pairs import ROOT, run
 from scripts.benchmarks.report import MIB, Report, Target
 from scripts.benchmarks.subject import Workload
 from scripts.benchmarks.trial import Setting
@@ -68,7 +67,7 @@ def cases(workload: Workload) -> list[Case]:
 async def isa(setting: Setting, workload: Workload) -> Report:
     """Measure at `workload`, and at a 64th of its memory."""
     pair = setting.directory / "stacks"
-    _run("hetcc", "-O2", SOURCE, "-o", "stacks", "--layout", pair)
+    run(["hetcc", "-O2", SOURCE, "-o", "stacks", "--layout", pair])
     found = cases(workload)
     for case in found:
         setting.say(f"{case}: dump")
@@ -135,9 +134,3 @@ def judged(found: Sequence[Case]) -> Report:
     ]
     report.raw["cases"] = [vars(case) for case in found]
     return report
-
-
-def _run(*words: str | Path) -> None:
-    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise CommandFailed(f"{words[0]}: {done.stdout}{done.stderr}")

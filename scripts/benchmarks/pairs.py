@@ -43,7 +43,7 @@ def build_all(place: Path, say: Callable[[str], object]) -> list[Built]:
 
 def _sources(place: Path) -> dict[str, list[Path]]:
     for package in ("lua5.4", "bzip2", "zlib"):
-        _run([ROOT / "scripts/toolchain", "unpack", package, place / package.removesuffix("5.4")])
+        run([ROOT / "scripts/toolchain", "unpack", package, place / package.removesuffix("5.4")])
     return {
         "npb": sorted((ROOT / "tests/toolchain/programs/npb").glob("*.c")),
         "lua": [path for path in sorted((place / "lua/src").glob("*.c")) if path.name != "luac.c"],
@@ -60,7 +60,7 @@ def _both(built: Path, name: str, files: Sequence[Path], say: Callable[[str], ob
     for kind, compiler in compilers.items():
         include = f"-I{files[0].parent}"
         began = time.monotonic()
-        _run([compiler, *FLAGS, include, *files, "-o", built / kind / name, "-lm"])
+        run([compiler, *FLAGS, include, *files, "-o", built / kind / name, "-lm"])
         seconds.append(time.monotonic() - began)
         sizes.append(_loaded(built / kind / name))
     return Built(name, (sizes[0], sizes[1]), (seconds[0], seconds[1]))
@@ -68,12 +68,13 @@ def _both(built: Path, name: str, files: Sequence[Path], say: Callable[[str], ob
 
 def _loaded(program: Path) -> int:
     """Bytes of code and data that are loaded from the file: the rest is for debuggers, and the table of sites."""
-    lines = _run(["size", program]).splitlines()
+    lines = run(["size", program]).splitlines()
     text, data = lines[1].split()[:2]
     return int(text) + int(data)
 
 
-def _run(words: Sequence[str | Path]) -> str:
+def run(words: Sequence[str | Path]) -> str:
+    """Run a command to its end; what it said. CommandFailed with that if it failed."""
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise CommandFailed(f"{words[0]}: {done.stdout}{done.stderr}")

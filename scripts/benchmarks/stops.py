@@ -5,7 +5,6 @@ Two times of each stop: how long it disturbs the process, from the first thread'
 how long one waits for it, from the order until the process is stopped, the start of the guardian included.
 """
 
-import os
 import platform
 import random
 import statistics
@@ -17,7 +16,7 @@ from pathlib import Path
 import trio
 
 from imgproxy.trap import release, trap
-from scripts.benchmarks.nodes import CommandFailed
+from scripts.benchmarks.pairs import run
 from scripts.benchmarks.report import Report
 from scripts.benchmarks.subject import Workload
 from scripts.benchmarks.trial import Setting
@@ -43,12 +42,7 @@ class Stop:
 async def stops(setting: Setting, _: Workload) -> Report:
     """Build the program, start it, and stop it so many times."""
     program = setting.directory / "four"
-    hetcc = Path(os.environ["IMGPROXY_CACHE"]) / "venv/bin/hetcc"
-    built = await trio.run_process(
-        [hetcc, "-O2", Path(__file__).parent / "programs/four.c", "-o", program], capture_stderr=True, check=False
-    )
-    if built.returncode:
-        raise CommandFailed(built.stderr.decode())
+    run(["hetcc", "-O2", Path(__file__).parent / "programs/four.c", "-o", program])
     process = await trio.lowlevel.open_process([program])
     try:
         return judged(await _stop(process.pid, QUICK if setting.quick else STOPS))

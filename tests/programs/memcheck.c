@@ -43,7 +43,7 @@ enum {
 	REPORT_LINE = 192,
 	HISTORY_RECORDS = 1 << 20, /* at 2 ms a step, half an hour */
 	STEP_MICROSECONDS = 2000,
-	STEP_VERIFIES = 32, /* pages: 63 MiB/s at most; eight times as many took a quarter of what all tests of the nodes take */
+	STEP_VERIFIES = 32, /* pages: 63 MiB/s at most; with eight times as many it took a quarter of the CPU time of test_migrate */
 	STEP_WRITES = 4,     /* pages: 8 MiB/s dirty at most */
 	MAX_THREADS = 64,
 };
