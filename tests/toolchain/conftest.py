@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.toolchain import lua
 from tests.toolchain.pairs import ALL
 
 #: Programs that take minutes; the others stand for them where ALL is not asked for.
 LONG = [f"test_{name}.py" for name in ("benchmark", "bzip2", "cmake", "redis", "sqlite", "zlib")]
 collect_ignore = [] if ALL else LONG
+if not lua.SUITE:
+    collect_ignore = [*collect_ignore, "test_lua_suite.py"]
 
 
 def make_toolchain() -> Path:

@@ -64,15 +64,20 @@ def make(directory: Path, *words: object) -> bytes:
 
 
 def under_stress(
-    program: Path, *arguments: object, free: float = 0, directory: Path | None = None
+    program: Path,
+    *arguments: object,
+    free: float = 0,
+    stdin: bytes = b"",
+    directory: Path | None = None,
+    code: int = 0,
 ) -> tuple[bytes, int, int]:
     """What this machine's of a pair writes under stress, how often it was stopped, and at how many places.
 
-    `free`: seconds between bursts of stops, at most.
+    `free`: seconds between bursts of stops, at most; `code`: its exit code.
     """
     how = ["--stops", STOPS, "--free", free, "--seed", SEED]
-    done = run(sys.executable, "-m", "toolchain.stress", *how, program, *arguments, directory=directory)
-    assert done.returncode == 0, done.stderr.decode(errors="replace")
+    done = run(sys.executable, "-m", "toolchain.stress", *how, program, *arguments, stdin=stdin, directory=directory)
+    assert done.returncode == code, done.stderr.decode(errors="replace")
     said = re.search(rb"(\d+) stops at (\d+) of \d+ points", done.stderr)
     assert said, done.stderr
     return done.stdout, int(said[1]), int(said[2])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.toolchain.lua import pair
 from tests.toolchain.pairs import PROGRAMS, make, output, output_of_both, under_stress, unpack
 
 pytestmark = pytest.mark.t2
@@ -15,9 +16,7 @@ SCRIPTS = sorted(path.name for path in (PROGRAMS / "lua").glob("*.lua"))
 
 @pytest.fixture(scope="module")
 def lua(hetcc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = unpack("lua5.4", tmp_path_factory.mktemp("lua") / "pair") / "src"
-    make(source, "lua", f"CC={hetcc}", "SYSCFLAGS=-DLUA_USE_POSIX")
-    return source / "lua"
+    return pair(hetcc, tmp_path_factory.mktemp("lua") / "pair")
 
 
 @pytest.fixture(scope="module")

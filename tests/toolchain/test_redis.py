@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -9,18 +10,21 @@ import trio
 
 from imgproxy.trap import release, trap
 from tests.toolchain.pairs import PROGRAMS, SEED, output, run, unpack, wrapper
-from tests.toolchain.redis import IO_THREADS, Programs, by_cc, digests, of_pair, pair, running
+from tests.toolchain.redis import IO_THREADS, Programs, Server, by_cc, digests, of_pair, pair, running
 
 pytestmark = [pytest.mark.t2, pytest.mark.usefixtures("hetcc")]
 
 WORKLOAD = (PROGRAMS / "redis/workload.txt").read_bytes()
-#: Some of its own tests, natively; and fewer, emulated.
+#: The same without what is in no log of commands, and no replica is told.
+REPLICATED = WORKLOAD.replace(b"DEBUG POPULATE", b"#")
+#: Some of its own tests, natively; and fewer, emulated, besides the files.
 UNITS = (
     *("type/string", "type/list", "type/set", "type/hash", "type/zset", "type/stream", "keyspace", "expire", "scan"),
     *("scripting", "functions", "multi", "pubsub", "sort", "bitops", "bitfield", "hyperloglog", "geo", "dump"),
 )
 FILES = ("rdb", "aof", "convert-ziplist-hash-on-load", "logging")
 EMULATED = ("type/string", "bitops", "multi")
+WAIT = 60_000  #: milliseconds for a replica to have all
 TRAPS = 20
 DEADLINE = 60.0  # seconds for what takes milliseconds
 
@@ -58,13 +62,48 @@ def test_a_log_of_commands(redis: Path, tmp_path: Path) -> None:
         with running(programs, tmp_path / "log", *logging) as server:
             answers.append(server.ask("DEBUG", "DIGEST"))
             if len(answers) == 1:
-                server.ask_all(WORKLOAD.replace(b"DEBUG POPULATE", b"#"))  # which is in no log
+                server.ask_all(REPLICATED)
                 assert "started" in server.ask("BGREWRITEAOF")
                 server.ask("EVAL", "for i = 1, 1000 do redis.call('INCR', 'counter') end", 0)
                 while "aof_rewrite_in_progress:1" in server.ask("INFO", "persistence"):
                     pass
                 answers = [server.ask("DEBUG", "DIGEST")]
     assert answers[0] == answers[1] != "0" * 40
+
+
+@pytest.mark.parametrize("disk", ["no", "yes"])
+@pytest.mark.parametrize("order", [1, -1], ids=["to aarch64", "to x86-64"])
+def test_a_replica(redis: Path, tmp_path: Path, order: int, disk: str) -> None:
+    """On the other ISA it has its master's data: from the first copy on, and after it was cut off and is back.
+
+    `disk`: the first copy is written to a file, or sent as it is made.
+    """
+    master, replica = of_pair(redis)[::order]
+    port = unused_port()
+    listening = ("--port", str(port), "--repl-diskless-sync-delay", "0", "--repl-diskless-sync", disk)
+    following = ("--replicaof", f"127.0.0.1 {port}")
+    with running(master, tmp_path / "m", *listening) as first:
+        first.ask_all(WORKLOAD)
+        with running(replica, tmp_path / "r", *following) as second:
+            assert_the_same(first, second)
+            assert "READONLY" in second.ask("SET", "a", "b")
+            first.ask_all(REPLICATED)
+            assert_the_same(first, second)
+            first.ask("CLIENT", "KILL", "TYPE", "replica")
+            first.ask("EVAL", "for i = 1, 1000 do redis.call('INCRBYFLOAT', 'counter:' .. i % 7, i / 8) end", 0)
+            assert_the_same(first, second)
+            assert "master_link_status:up" in second.ask("INFO", "replication")
+
+
+def assert_the_same(master: Server, replica: Server) -> None:
+    """When all that the master was told has come to its replica."""
+    assert master.ask_all(f"INCR waited\nWAIT 1 {WAIT}\n".encode()).split()[1] == b"1"
+    assert master.ask("DEBUG", "DIGEST") == replica.ask("DEBUG", "DIGEST") != "0" * 40
+
+
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -79,8 +118,12 @@ def its_own_tests(programs: Programs, place: Path, units: list[str]) -> None:
     commands = {"server": programs.server, "cli": programs.client, "benchmark": benchmark}
     for name, words in commands.items():
         wrapper(words, source / f"src/redis-{name}")
-    for name in ("check-aof", "check-rdb"):
-        shutil.copy(programs.server[-1], source / f"src/redis-{name}")
+    for name in ("check-aof", "check-rdb"):  # the server, if it is called so
+        command = source / f"src/redis-{name}"
+        if len(programs.server) == 1:
+            shutil.copy(programs.server[0], command)
+        else:
+            wrapper([programs.server[0], "-0", str(command), programs.server[1]], command)
     chosen = [word for unit in units for word in ("--single", unit)]
     done = run(source / "runtest", "--clients", 2, "--ignore-encoding", *chosen, directory=source)
     assert b"All tests passed without errors" in done.stdout, done.stdout[-8000:].decode(errors="replace")
@@ -94,7 +137,8 @@ def test_its_own_tests(redis: Path, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tcl")
 def test_its_own_tests_emulated(redis: Path, tmp_path: Path) -> None:
-    its_own_tests(of_pair(redis)[1], tmp_path / "source", [f"unit/{name}" for name in EMULATED])
+    units = [*(f"unit/{name}" for name in EMULATED), *(f"integration/{name}" for name in FILES)]
+    its_own_tests(of_pair(redis)[1], tmp_path / "source", units)
 
 
 async def test_stopped_while_it_serves(redis: Path, tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolchain.pairs import PROGRAMS, make, on_each, output, unpack
+from tests.toolchain.pairs import PROGRAMS, make, on_each, output, run, under_stress, unpack
 
 pytestmark = pytest.mark.t2
 
 FLAGS = ("-DSQLITE_OMIT_LOAD_EXTENSION", "-DSQLITE_ENABLE_MATH_FUNCTIONS", "-DSQLITE_THREADSAFE=1")
 WORKLOAD = (PROGRAMS / "sqlite/workload.sql").read_bytes()
+#: Its exit code: some statements must fail.
+SOME_FAILED = 1
+#: Seconds between bursts of stops, at most.
+FREE = 0.0003
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +41,9 @@ def expected(source: Path) -> bytes:
 
 
 def written(*words: object) -> bytes:
-    return output("sh", "-c", '"$@"; true', "sh", *words, stdin=WORKLOAD)  # some statements must fail
+    done = run(*words, stdin=WORKLOAD)
+    assert done.returncode == SOME_FAILED, done.stderr.decode(errors="replace")
+    return done.stdout
 
 
 def test_the_same_in_memory(sqlite: Path, expected: bytes) -> None:
@@ -54,3 +60,12 @@ def test_files_of_one_are_files_of_the_other(sqlite: Path, expected: bytes, tmp_
         output(*words, tmp_path / f"{number}.db", ".dump") for number, words in enumerate(reversed(on_each(sqlite)))
     ]
     assert dumps[0] == dumps[1] and len(dumps[0]) > 400_000
+
+
+def test_under_stress(sqlite: Path, tmp_path: Path) -> None:
+    """In a file, which is the same in the end, too."""
+    files = [tmp_path / "stressed.db", tmp_path / "undisturbed.db"]
+    stressed, stops, places = under_stress(sqlite, files[0], free=FREE, stdin=WORKLOAD, code=SOME_FAILED)
+    assert stressed == written(sqlite, files[1])
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert stops > 100 and places > 50

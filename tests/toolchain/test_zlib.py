@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.toolchain.pairs import make, on_each, output, unpack, wrapper
+from tests.toolchain.pairs import make, on_each, output, under_stress, unpack, wrapper
 
 pytestmark = pytest.mark.t2
+
+#: Copies of the sources that make a file of some MiB, and seconds between bursts of stops, at most.
+COPIES, FREE = 4, 0.0003
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +36,12 @@ def test_a_file_of_all_kinds(source: Path) -> None:
     assert gzip.decompress(compressed[0]) == data
     for words in on_each(source / "minigzip"):
         assert output(*words, "-d", stdin=compressed[0]) == data
+
+
+def test_under_stress(source: Path) -> None:
+    """A file of some MiB, both ways."""
+    data = b"".join(path.read_bytes() for path in sorted(source.glob("*.[cho]"))) * COPIES
+    compressed, stops, places = under_stress(source / "minigzip_x86-64", "-9", free=FREE, stdin=data)
+    assert compressed == output(source / "minigzip_x86-64", "-9", stdin=data)
+    assert stops > 100 and places > 5
+    assert under_stress(source / "minigzip_x86-64", "-d", free=FREE, stdin=compressed)[0] == data

@@ -78,7 +78,7 @@ unsigned markStops(Function &F, unsigned Number, unsigned Frame) {
     auto *Type = FunctionType::get(Type::getVoidTy(F.getContext()), false);
     std::string Text = "#UNIFIED-SITE " + std::to_string(Number++) + " " + std::to_string(Frame);
     auto *Marker = InlineAsm::get(Type, Text, "", /*hasSideEffects=*/true);
-    IRBuilder<>(Next).CreateCall(Type, Marker);
+    IRBuilder<>(Next).CreateCall(Type, Marker)->setConvergent(); // code generation doubles no block that has it
     Call->getParent()->splitBasicBlock(Next, "after");
   }
   for (CallBrInst *Poll : pollsOf(F)) {

@@ -193,10 +193,16 @@ private:
       Packed.add(Call.getArgOperand(Index)->getType(), DL);
     AllocaInst *Buffer = buffer(*Call.getFunction(), Packed.Size);
     for (unsigned Index = Kept; Index < Call.arg_size(); ++Index)
-      Before.CreateAlignedStore(Call.getArgOperand(Index),
+      Before.CreateAlignedStore(whole(Call.getArgOperand(Index), Before),
                                 Before.CreateConstGEP1_64(Before.getInt8Ty(), Buffer, Packed.Offsets[Index - Kept]),
                                 Align(8));
     return Buffer;
+  }
+
+  // Programs give 0 for a pointer, of whose bytes an int has half; in registers, the others are 0 on both ISAs.
+  static Value *whole(Value *V, IRBuilder<> &Before) {
+    bool IsSmall = V->getType()->isIntegerTy() && V->getType()->getIntegerBitWidth() < 64;
+    return IsSmall ? Before.CreateZExt(V, Before.getInt64Ty()) : V;
   }
 
   void rewrite(Function &Old) {

@@ -1,8 +1,11 @@
-// Arguments and results of every shape: more than registers hold, variable, by value, large; longjmp over frames.
+// Arguments and results of every shape: more than registers hold, variable, by value, large; longjmp over frames; calls
+// that do not return.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 struct small { int a; double b; };
 struct large { long a[5]; };
@@ -51,6 +54,29 @@ __attribute__((noinline)) static long sum(int n, ...)
 	return total;
 }
 
+__attribute__((noinline)) static int words(const char *word, ...)
+{
+	va_list list;
+	int n = 0;
+	va_start(list, word);
+	for (; word; word = va_arg(list, const char *))
+		n++;
+	va_end(list);
+	return n;
+}
+
+__attribute__((noinline)) static void fill_stack(void)
+{
+	volatile char below[1024];
+	memset((char *)below, 0xa5, sizeof below);
+}
+
+// As many programs do: an int for a pointer.
+__attribute__((noinline)) static int end_with_zero(void)
+{
+	return words("one", "two", "three", 0) + 10 * words("four", 0);
+}
+
 __attribute__((noinline)) static void jump(int depth)
 {
 	volatile char pad[64];
@@ -59,6 +85,16 @@ __attribute__((noinline)) static void jump(int depth)
 		longjmp(there, 7);
 	jump(depth - 1);
 	printf("never %d\n", pad[0]);
+}
+
+// Its end has two ways to it, and nothing behind it.
+__attribute__((noinline)) static int child_end(int depth)
+{
+	int status = 0;
+	pid_t child = fork();
+	if (!child)
+		_exit(dup(-1) >= 0 || getppid() == depth);
+	return waitpid(child, &status, 0) == child ? status : -1;
 }
 
 int main(void)
@@ -71,6 +107,10 @@ int main(void)
 	struct large l = large((struct large){{1, 2, 3, 4, 5}}, (struct small){6, 7.5});
 	printf("%ld\n", l.a[0]);
 	printf("%ld\n", sum(6, 1L, 2.0, 3L, 4.0, 5L, 6.0));
+	fill_stack();
+	printf("%d\n", end_with_zero());
+	fflush(stdout);
+	printf("%d\n", child_end(-1));
 	volatile int tries = 0;
 	int came = setjmp(there);
 	if (came == 0 || tries < 3) {
