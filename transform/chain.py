@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from transform.errors import TransformError
+from transform.extents import Pagemap
 from transform.images.codec import decode
 from transform.images.proto import task_pb2
 from transform.memory import EarlierRound, Memory, PageStore
@@ -40,18 +41,19 @@ class EndOfDump:
     """What a transform may look at and change once every image has been seen.
 
     `images` has all images that the chain wanted, as they stand after the transforms before this one. `before`: the
-    pre-dumps that the dump refers to, the latest first.
+    pre-dumps that the dump refers to, the latest first. `pagemaps`: those of CRIU's, read when they came.
     """
 
     images: Mapping[str, bytes]
     store: PageStore
     before: Sequence[EarlierRound] = ()
+    pagemaps: Mapping[str, Pagemap] = field(default_factory=dict)
     _memories: dict[int, Memory] = field(default_factory=dict)
 
     def memory(self, pid: int) -> Memory:
         """The memory of a task (pid as in the images); `AddressError` when it has none of its own in the dump."""
         if pid not in self._memories:
-            self._memories[pid] = Memory(pid, self.images, self.store, self.before)
+            self._memories[pid] = Memory(pid, self.images, self.store, self.before, self.pagemaps)
         return self._memories[pid]
 
     def pids(self) -> list[int]:
@@ -93,6 +95,12 @@ class Transform(Protocol):
         ...
 
 
+class MakeChain(Protocol):
+    """Makes the chain of one round: of the dump, or of a pre-dump, whose images no transform may hold."""
+
+    def __call__(self, *, dump: bool) -> "Chain": ...
+
+
 class Chain:
     """Several transforms as one. With none it wants nothing. One object serves one dump."""
 
@@ -101,6 +109,7 @@ class Chain:
         self.needs_memory = any(transform.needs_memory for transform in self._transforms)
         self._versions: dict[str, dict[int, bytes]] = {}
         self._held: dict[str, int] = {}
+        self._pagemaps: dict[str, Pagemap] = {}
         self._collected = 0
         self._finished = False
 
@@ -130,6 +139,8 @@ class Chain:
         if self._finished or image in self._versions:
             raise TransformError(f"{image}: came twice, or after the end of the dump")
         self._keep(image, -1, data)
+        if self.needs_memory and image.startswith("pagemap-"):
+            self._pagemaps[image] = Pagemap(image, data)  # while pages are still on their way
         return self._pass(image, data, 0)
 
     def finish(self, store: PageStore, before: Sequence[EarlierRound] = ()) -> dict[str, bytes]:
@@ -138,7 +149,7 @@ class Chain:
         self._finished = True
         final: dict[str, bytes] = {}
         for index, transform in enumerate(self._transforms):
-            results = transform.finish(EndOfDump(self._as_seen_by(index), store, before))
+            results = transform.finish(EndOfDump(self._as_seen_by(index), store, before, self._pagemaps))
             self._check_released(index, results)
             for image, data in results.items():
                 self._held.pop(image, None)

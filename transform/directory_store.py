@@ -4,9 +4,10 @@ import os
 from pathlib import Path
 
 from transform.errors import ImageError
+from transform.memory import PageStore
 
 
-class DirectoryStore:
+class DirectoryStore(PageStore):
     """A `PageStore` over the files of an images directory; patches are written in place."""
 
     def __init__(self, directory: Path) -> None:

@@ -6,6 +6,7 @@ from google.protobuf.message import Message
 
 from transform.images.kinds import COMMON_MAGIC, KINDS
 from transform.images.proto import files_pb2, memory_pb2, task_pb2
+from transform.memory import PageStore
 
 BY_NAME = {kind.name: kind for kind in KINDS}
 UNKNOWN_LOW = b"\x22\x03abc"
@@ -72,7 +73,7 @@ def pstree(*pids: int) -> bytes:
     return image("pstree", *(task_pb2.PstreeEntry(pid=pid, ppid=0, pgid=pid, sid=pid) for pid in pids))
 
 
-class BytesStore:
+class BytesStore(PageStore):
     """A page store over bytes."""
 
     def __init__(self, **images: bytes) -> None:

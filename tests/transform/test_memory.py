@@ -1,17 +1,21 @@
 """Reading and writing by virtual address."""
 
+from collections.abc import Sequence
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.transform.synthetic import BytesStore, extent, image, mm, pagemap, vma
 from transform.errors import AddressError, ImageError
+from transform.extents import PE_PARENT, Pagemap
 from transform.images.proto import files_pb2, memory_pb2, task_pb2
-from transform.memory import PE_PARENT, EarlierRound, Memory, Pagemap
+from transform.memory import EarlierRound, Memory
 
 pytestmark = pytest.mark.t0
 PAGE = 4096
 PID = 5
+NAME = f"pagemap-{PID}.img"
 PAGES = bytes(range(256)) * 16 + b"second".ljust(PAGE, b".") + b"third".ljust(PAGE, b".")
 
 
@@ -89,7 +93,7 @@ def rounds(*pagemaps: bytes) -> list[EarlierRound]:
     """Each with pages of its own, the latest first."""
     letters = [bytes([letter]) * PAGE * 4 for letter in b"xyz"]
     return [
-        EarlierRound({f"pagemap-{PID}.img": data}, BytesStore(pages_1=pages))
+        EarlierRound({NAME: Pagemap(NAME, data)}, BytesStore(pages_1=pages))
         for data, pages in zip(pagemaps, letters, strict=False)
     ]
 
@@ -111,6 +115,50 @@ def test_pages_of_rounds_before_the_dump(store: BytesStore, of_two_rounds: list[
     assert view.read(0x1FFD, 6) == b"yabcdx"
     assert [one.store.read("pages-1.img", 0, 3) for one in of_two_rounds] == [b"cdx", b"yyy"]
     assert store.images["pages-1.img"] == PAGES
+
+
+class Counting(BytesStore):
+    """Says how many questions it was asked, and how many orders it was given."""
+
+    asked = ordered = 0
+
+    def read_all(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        self.asked += 1
+        return super().read_all(places)
+
+    def patch_all(self, patches: Sequence[tuple[str, int, bytes]]) -> None:
+        self.ordered += 1
+        super().patch_all(patches)
+
+
+def test_what_goes_together_asks_each_store_once(of_two_rounds: list[EarlierRound]) -> None:
+    stores = [
+        Counting(pages_1=PAGES),
+        *(Counting(**{"pages_1": one.store.read("pages-1.img", 0, 2 * PAGE)}) for one in of_two_rounds),
+    ]
+    images = {f"mm-{PID}.img": mm(vma(0x1000, 0x5000))}
+    images[NAME] = pagemap(1, extent(0x1000, 2, flags=PE_PARENT), extent(0x3000, 1))
+    before = [EarlierRound(one.pagemaps, store) for one, store in zip(of_two_rounds, stores[1:], strict=True)]
+    view = Memory(PID, images, stores[0], before)
+    ranges = [(0x2FFF, 2), (0x1FFF, 2), (0x3000, 1), (0x4000, 2), (0x1000, 0)]
+    assert view.read_all(ranges) == [view.read(*one) for one in ranges] == [b"x\0", b"yx", b"\0", b"\0\0", b""]
+    asked = [store.asked for store in stores]
+    view.read_all(ranges)
+    assert [after - now for after, now in zip((store.asked for store in stores), asked, strict=True)] == [1, 1, 1]
+    with pytest.raises(AddressError, match="never touched"):
+        view.write_all([(0x1000, b"a"), (0x4000, b"b")])
+    assert [store.ordered for store in stores] == [0, 0, 0], "all or none"
+    view.write_all([(0x1FFF, b"ab"), (0x3001, b"c"), (0x2FFF, b"de")])
+    assert [store.ordered for store in stores] == [1, 1, 1]
+    assert view.read(0x1FFF, 2) + view.read(0x2FFF, 3) == b"abdec"
+
+
+def test_a_pagemap_that_has_been_read_is_taken_if_it_is_still_that(store: BytesStore) -> None:
+    images = {f"mm-{PID}.img": mm(vma(0x1000, 0x5000)), NAME: pagemap(1, extent(0x1000, 1))}
+    known = {NAME: Pagemap(NAME, images[NAME])}
+    assert Memory(PID, images, store, pagemaps=known).pagemap is known[NAME]
+    images[NAME] = pagemap(1, extent(0x2000, 1))
+    assert Memory(PID, images, store, pagemaps=known).read(0x2000, 4) == PAGES[:4]
 
 
 @pytest.mark.parametrize("before", [0, 1])
@@ -178,24 +226,8 @@ def test_the_page_size_is_in_the_auxiliary_vector() -> None:
         Memory(5, images, BytesStore())
 
 
-@pytest.mark.parametrize(
-    "extents",
-    [
-        [extent(0x2000, 1), extent(0x1000, 1)],
-        [extent(0x1000, 2), extent(0x2000, 1)],
-        [extent(0x1001, 1)],
-        [extent(2**64 - PAGE, 2)],
-    ],
-)
-def test_extents_out_of_order_or_bounds(extents: list[memory_pb2.PagemapEntry]) -> None:
-    with pytest.raises(ImageError, match="out of order or bounds"):
-        Pagemap("pagemap-1.img", pagemap(1, *extents), PAGE)
-
-
 def test_images_that_are_not_there() -> None:
     with pytest.raises(AddressError, match=r"no mm-6\.img"):
         Memory(6, {}, BytesStore())
-    with pytest.raises(ImageError, match="without a head"):
-        Pagemap("pagemap-1.img", image("pagemap"), PAGE)
     with pytest.raises(ImageError, match="0 entries"):
         Memory(6, {"mm-6.img": image("mm"), "pagemap-6.img": pagemap(1)}, BytesStore())

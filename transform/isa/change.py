@@ -14,11 +14,12 @@ from typing import Protocol
 
 from transform.chain import EndOfDump
 from transform.errors import OptionError, TransformError
+from transform.extents import Pagemap
 from transform.images.codec import Image, decode
 from transform.images.pagemap import task_of
 from transform.images.proto import memory_pb2, task_pb2
 from transform.isa import aarch64, x86_64
-from transform.isa.address_space import below_limit, change_mm, present_extents
+from transform.isa.address_space import X86_LIMIT, change_mm
 from transform.isa.open_files import executable_of, swap_all
 from transform.isa.pair import KEPT_PAIRS, MACHINES, Executable
 from transform.isa.program import UnifiedProgram
@@ -103,8 +104,8 @@ class ChangeOfIsa:
                 results[mm.name] = mm
                 program = self._program_of(files, mm.messages(memory_pb2.Mm)[0].exe_file_id, executables)
                 program.change_threads(cores, memory)
-                self._change_memory(mm, memory, program, dump.images[f"pagemap-{task}.img"])
-                done[f"pagemap-{task}.img"] = self._pagemap(f"pagemap-{task}.img", dump)
+                self._change_memory(mm, memory, program)
+                done[memory.pagemap.name] = self._pagemap(memory.pagemap)
             elif any(core.HasField("tc") and core.tc.task_state != TASK_DEAD for core in _cores(cores.values())):
                 raise TransformError(f"task {task}: has no memory of its own in the dump; it cannot change ISA alone")
             for image in cores.values():
@@ -114,9 +115,8 @@ class ChangeOfIsa:
             executable_of(files, number).size = program.target.size
         return {name: image.encode() for name, image in results.items()} | done
 
-    def _pagemap(self, name: str, dump: EndOfDump) -> bytes:
-        data = dump.images[name]
-        return below_limit(name, data) if self._target == x86_64.NAME else data
+    def _pagemap(self, pagemap: Pagemap) -> bytes:
+        return pagemap.below(X86_LIMIT) if self._target == x86_64.NAME else pagemap.data
 
     def _program_of(self, files: Image, number: int, executables: dict[int, Program]) -> Program:
         if number not in executables:
@@ -141,16 +141,18 @@ class ChangeOfIsa:
             if resume and core.HasField("tc") and core.tc.task_state == TASK_STOPPED:
                 core.tc.task_state = TASK_ALIVE
 
-    def _change_memory(self, image: Image, memory: Memory, program: Program, pagemap: bytes) -> None:
+    def _change_memory(self, image: Image, memory: Memory, program: Program) -> None:
         """The mm image, and the pages that are of one ISA: of the vDSO, and of code that CRIU has touched."""
         (mm,) = image.messages(memory_pb2.Mm)
         code = [(vma.start, vma.end) for vma in mm.vmas if _is_code(vma, mm.exe_file_id)]
         blank = change_mm(mm, to_x86=self._target == x86_64.NAME)
-        name = f"pagemap-{memory.pid}.img"
-        for start, end in present_extents(name, pagemap, blank):
-            memory.write(start, bytes(end - start))
-        for start, end in present_extents(name, pagemap, code):
-            memory.write(start, program.target.bytes_at(start, end - start))
+        zeroes = [(start, bytes(end - start)) for one in blank for start, end in memory.pagemap.overlaps(*one)]
+        own = [
+            (start, program.target.bytes_at(start, end - start))
+            for one in code
+            for start, end in memory.pagemap.overlaps(*one)
+        ]
+        memory.write_all([*zeroes, *own])
 
 
 def _cores(images: Iterable[Image]) -> Iterator[task_pb2.Core]:

@@ -40,11 +40,16 @@ class UnifiedProgram:
     def change_threads(self, cores: Mapping[int, Image], memory: Memory) -> None:
         """Every thread of a process: its core image, and its stack in the dump. TransformError, AddressError."""
         words = Words(memory)
-        for tid, image in cores.items():
-            (core,) = image.messages(task_pb2.Core)
-            if core.HasField("thread_info") or core.HasField("ti_aarch64"):
-                self._change(core, words, f"thread {tid}")
+        threads = {tid: image.messages(task_pb2.Core)[0] for tid, image in cores.items()}
+        alive = {tid: core for tid, core in threads.items() if _has_registers(core)}
+        words.expect(map(self._stack, alive.values()))
+        for tid, core in alive.items():
+            self._change(core, words, f"thread {tid}")
         words.flush()
+
+    def _stack(self, core: task_pb2.Core) -> int:
+        here = core.thread_info if self._target == aarch64.NAME else core.ti_aarch64
+        return here.gpregs.sp
 
     def _change(self, core: task_pb2.Core, words: Words, who: str) -> None:
         thread = self._read(core, words.read, who)
@@ -63,3 +68,7 @@ class UnifiedProgram:
         core.ClearField("thread_info" if self._target == aarch64.NAME else "ti_aarch64")
         write = x86_64.write_thread if self._target == x86_64.NAME else aarch64.write_thread
         return write(core, moved, self.target)
+
+
+def _has_registers(core: task_pb2.Core) -> bool:
+    return core.HasField("thread_info") or core.HasField("ti_aarch64")

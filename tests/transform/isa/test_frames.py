@@ -1,6 +1,7 @@
 """Frames on stacks: every return address becomes the target's, and nothing else changes."""
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from tests.transform.isa.pairs import CALLS, pair
 from tests.transform.synthetic import BytesStore, extent, mm, pagemap, vma
 from transform.errors import AddressError, TransformError
-from transform.isa.frames import Words, translate
+from transform.isa.frames import BLOCK, FIRST_BLOCK, Words, translate
 from transform.memory import Memory
 
 pytestmark = pytest.mark.t0
@@ -59,6 +60,41 @@ def test_ten_thousand_frames() -> None:
     for number in (1, 5000, 10_000):
         (returns,) = struct.unpack_from("<Q", data, 48 * number + 8)
         assert returns == PAIR.target.by_id[number % CALLS].address
+
+
+class Counting(BytesStore):
+    """Notes what is read at once: offset and length of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[list[tuple[int, int]]] = []
+
+    def read_all(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        self.reads.append([place[1:] for place in places])
+        return super().read_all(places)
+
+
+def test_stacks_that_are_expected_are_read_at_once() -> None:
+    store = Counting()
+    words = Words(stack(100, [(STACK + 64, 7)], store))
+    first = FIRST_BLOCK // PAGE
+    words.expect(STACK + page * PAGE + 24 for page in (98, 1, 0, 40, first, 99))
+    here = [(0, FIRST_BLOCK), (first * PAGE, FIRST_BLOCK), (40 * PAGE, FIRST_BLOCK), (98 * PAGE, 2 * PAGE)]
+    assert store.reads == [here], "none twice, and nothing behind the end of what is mapped"
+    assert words.read(STACK + 72) == 7
+    words.write(STACK + 98 * PAGE + 24, 8)
+    assert store.reads == [here]
+    assert words.read(STACK + 39 * PAGE) == 0xEEEEEEEEEEEEEEEE
+    assert store.reads[1:] == [[(39 * PAGE, PAGE)]], "up to what is there"
+    words.read(STACK + 50 * PAGE)
+    assert store.reads[2:] == [[(50 * PAGE, BLOCK)]]
+    words.flush()
+    assert bytes(store.images["pages-1.img"][98 * PAGE + 24 :][:8]) == (8).to_bytes(8, "little")
+
+
+def test_no_word_is_at_an_odd_address() -> None:
+    with pytest.raises(TransformError, match="0x7fff0ffc, which is no address of a word"):
+        Words(stack(2, [], BytesStore())).read(STACK + PAGE - 4)
 
 
 @pytest.mark.parametrize(
