@@ -13,7 +13,7 @@ from rich.table import Table
 from imgcache.hook import SOCKET
 from imgcache.host import HostConfig
 from imgcache.server import CacheConfig, CacheServer
-from imgnode import logs
+from imgnode import logs, users_script
 from imgnode.addresses import Address, FileAddress, TcpAddress, parse_address
 from imgnode.command_line import Version, Wire, parse_size, run_program, show_size
 from imgnode.control_client import ControlClient, Request
@@ -43,6 +43,9 @@ def run(
     wire: Annotated[Wire, typer.Option(help="criu: original image-proxies connect, not imgproxy.")] = Wire.LINK,
     allow_restore: Annotated[bool, typer.Option(help="Run criu restore when a source asks for it.")] = False,
     criu: Annotated[str, typer.Option(help="The CRIU program.")] = "criu",
+    action_script: Annotated[
+        Path | None, typer.Option(help="A program that criu restore is to call as its action script, too.")
+    ] = None,
     memory_limit: Annotated[str | None, typer.Option(help="Image bytes kept in memory, such as 8GiB.")] = None,
     spool: Annotated[Path | None, typer.Option(help="Directory for images past the memory limit.")] = None,
     release: Annotated[str, typer.Option(help="Give image memory back when `running` or as it is `read`.")] = "running",
@@ -72,6 +75,7 @@ def run(
             raise UsageError("--wire criu: an original image-proxy knows no TLS; leave the --tls options out")
         addresses = tuple(parse_address(text) for text in listen or ())
         tls = _tls(tls_cacert, tls_cert, tls_key, insecure, addresses)
+        users = action_script and users_script.check(action_script)
         config = CacheConfig(
             directory=_images_dir(directory),
             listen=addresses,
@@ -84,7 +88,7 @@ def run(
             insecure=insecure,
             wire=wire,
             work_directories=tuple(_images_dir(path) for path in work_dir or ()),
-            host=HostConfig(criu, allow_restore, release == "read", source_timeout, remote),
+            host=HostConfig(criu, allow_restore, release == "read", source_timeout, remote, users),
         )
         trio.run(CacheServer(config).run)
         return 0

@@ -6,11 +6,12 @@ wait: if the cache dies we wait for it to come back, and only CRIU's own death m
 then never run. `pre-resume` says that it runs: from there on it does, even if CRIU dies. Standard library only.
 """
 
+import os
 import select
 import sys
 
 from imgnode import proc
-from imgnode.action_script import Action, from_environment, script
+from imgnode.action_script import Action, from_environment, script, users
 from imgnode.control_client import ControlClient, Request
 from imgnode.hook_client import CriuWatch, connect
 from imgwire.errors import UsageError
@@ -24,9 +25,10 @@ RETRY = 200
 RUNNING_ATTEMPTS = 50
 
 
-def script_text(socket: str) -> str:
-    """The script that the cache writes for `criu restore --action-script`."""
-    return script("imgcache.hook", socket, ["pre-stream", "post-restore"], ["pre-resume"])
+def script_text(socket: str, users_script: "os.PathLike[str] | None" = None) -> str:
+    """The script that the cache writes for `criu restore --action-script`. `users_script`: one of the user's, before
+    ours."""
+    return script("imgcache.hook", socket, ["pre-stream", "post-restore"], ["pre-resume"], users(users_script))
 
 
 def main() -> int:

@@ -41,6 +41,7 @@ class HostConfig:
     #: Seconds for which a source may be away before a session that is not in doubt is aborted.
     source_timeout: float = 60.0
     remote: bool = False  #: serve the original `criu restore --remote`, too
+    action_script: Path | None = None  #: of the operator's, for restores
 
 
 class Host:
@@ -107,7 +108,8 @@ class Host:
                 self._registry.release(session)
 
     async def _restore(self, session: Session) -> None:
-        await restore_when_asked(session, self._config.criu, allowed=self._config.allow_restore)
+        config = self._config
+        await restore_when_asked(session, config.criu, allowed=config.allow_restore, script=config.action_script)
 
     async def _answer_cpu_questions(self, session: Session) -> None:
         while True:

@@ -22,10 +22,11 @@ from imgcache.store import ImageStore
 from imgwire.errors import RemoteProtocolError
 from imgwire.page_server_messages import PAGE_SIZE
 from transform.errors import ImageError
+from transform.extents import PE_LAZY, PE_PRESENT
 from transform.images.codec import decode
 from transform.images.pagemap import encode_extent, task_of
 from transform.images.proto import memory_pb2
-from transform.memory import PE_LAZY, PE_PRESENT, VMA_VSYSCALL, VMA_VVAR
+from transform.memory import VMA_VSYSCALL, VMA_VVAR
 
 _VMA_VDSO = 1 << 3
 _MAP_PRIVATE, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x02, 0x20, 0x40000

@@ -19,10 +19,10 @@ from imgcache.image import Round, StoredImage
 from imgwire.errors import RemoteProtocolError
 from imgwire.names import LAST_IMAGE
 from transform.errors import ImageError
+from transform.extents import ADDRESS_LIMIT, PAGE_SIZE, PE_PARENT, PE_PRESENT
 from transform.images.codec import identify, scan
 from transform.images.pagemap import encode_extent
 from transform.images.proto import memory_pb2
-from transform.memory import ADDRESS_LIMIT, PAGE_SIZE, PE_PARENT, PE_PRESENT
 
 
 class MissingPage(Exception):

@@ -106,7 +106,8 @@ class CacheServer:
     async def _start(self, nursery: trio.Nursery, links: Links) -> None:
         directory = self._config.directory
         await nursery.start(serve_control, directory / SOCKET, self._requests.handle)
-        await nursery.start(action_script, directory / SCRIPT, script_text(str(directory / SOCKET)))
+        script = script_text(str(directory / SOCKET), self._config.host.action_script)
+        await nursery.start(action_script, directory / SCRIPT, script)
         for session in self._registry.revive():
             _log.warning("taken up from the journal", session=session.name, state=session.state)
             await nursery.start(self._host.run, session)

@@ -21,7 +21,7 @@ _IMAGE_DIR = re.compile(r"/proc/(\d+)/fd/\d+")
 
 _SCRIPT = """#!/bin/sh
 # Action script for criu, written by {program}. Removed when it ends.
-export {variable}='{socket}'
+{first}export {variable}='{socket}'
 run() {{ exec '{python}' -S -E -c 'import sys; sys.path.insert(0, "{root}"); import {module} as hook; \
 sys.exit(hook.main())'; }}
 case "$CRTOOLS_SCRIPT_ACTION" in
@@ -29,6 +29,17 @@ case "$CRTOOLS_SCRIPT_ACTION" in
 {told}) (run) </dev/null >/dev/null 2>&1 & ;;
 esac
 exit 0
+"""
+
+#: Beside the images from when an action script of the user's has prepared something, which may have to be undone.
+PREPARED = "prepared"
+
+#: Such a script comes first. Where CRIU waits for an answer it has to go well.
+_USERS = """case "$CRTOOLS_SCRIPT_ACTION" in
+pre-dump | pre-restore) '{path}' && : >"{images}/{prepared}" || exit 1 ;;
+pre-resume | post-resume) '{path}' ;;
+*) '{path}' || exit 1 ;;
+esac
 """
 
 
@@ -58,9 +69,11 @@ def from_environment(socket: str, environment: Mapping[str, str] = os.environ) -
     return Action(name, int(found[1]), int(environment.get("CRTOOLS_INIT_PID", "0")), path)
 
 
-def script(module: str, socket: str, awaited: Sequence[str], told: Sequence[str] = ()) -> str:
-    """The text of a script that runs `module`'s `main` for the actions `awaited`, and beside CRIU for those `told`."""
+def script(module: str, socket: str, awaited: Sequence[str], told: Sequence[str] = (), first: str = "") -> str:
+    """The text of a script that runs `module`'s `main` for the actions `awaited`, and beside CRIU for those `told`.
+    `first`: what `users` makes."""
     return _SCRIPT.format(
+        first=first,
         program=module.partition(".")[0],
         variable=SOCKET_VARIABLE,
         socket=_quoted(socket),
@@ -70,6 +83,14 @@ def script(module: str, socket: str, awaited: Sequence[str], told: Sequence[str]
         awaited="|".join(awaited),
         told="|".join(told) or "-",
     )
+
+
+def users(path: "os.PathLike[str] | None", images: "os.PathLike[str] | str" = "$CRTOOLS_IMAGE_DIR") -> str:
+    """The part of a script that runs one of the user's, for all actions; "" if there is none. `images`: the directory
+    for `PREPARED`."""
+    if path is None:
+        return ""
+    return _USERS.format(path=_quoted(os.fspath(path)), images=_quoted(os.fspath(images)), prepared=PREPARED)
 
 
 def _near(images: str, socket: str) -> str:

@@ -7,7 +7,7 @@ only: the action-script hooks use it while a process is frozen.
 
 Records have a "state"; further keys are for who reads them:
 
-    source       opened {name, to, options}   deciding {tree}   committed   aborted {reason}
+    source       opened {name, to, options}   deciding {tree, hook}   killing   committed   aborted {reason}
     destination  receiving {name}   complete   restored {init}   committed   running   aborted {reason}
 """
 

@@ -18,8 +18,8 @@ PROC = "/proc"
 _BOOT_ID = f"{PROC}/sys/kernel/random/boot_id"
 _MACHINE_ID = "/etc/machine-id"
 
-_STATE, _PARENT, _FLAGS, _THREADS, _START = 0, 1, 6, 17, 19
-"""Indices of fields 3, 9, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
+_STATE, _PARENT, _GROUP, _FLAGS, _THREADS, _START = 0, 1, 2, 6, 17, 19
+"""Indices of fields 3, 4, 5, 9, 20 and 22 of /proc/PID/stat in what follows the command's name (proc_pid_stat(5))."""
 
 
 _TRACED_DEATH = 5
@@ -122,6 +122,23 @@ def ancestors(pid: int) -> list[int]:
 def command_line(pid: int) -> list[str]:
     """The words that the process was started with; ProcessLookupError if it is gone."""
     return _read(pid, "cmdline").split("\0")[:-1]
+
+
+def group(pid: int) -> int:
+    """Its process group; ProcessLookupError if it is gone."""
+    return int(_stat(pid)[_GROUP])
+
+
+def namesakes(group_id: int, words: Iterable[str]) -> list[ProcessId]:
+    """The processes of that process group that have all these words in their command lines."""
+    found = []
+    for pid in _pids():
+        try:
+            if group(pid) == group_id and set(words) <= set(command_line(pid)):
+                found.append(identify(pid))
+        except ProcessLookupError:
+            continue
+    return found
 
 
 def innermost_pid(pid: int) -> int:

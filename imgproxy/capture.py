@@ -1,7 +1,9 @@
 """One `criu dump` on our sockets, from the first connection to the decision where the process goes on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from contextlib import AbstractAsyncContextManager
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -10,6 +12,7 @@ import trio
 from imgnode import systemd
 from imgnode.action_script_file import action_script
 from imgnode.control import Handler, serve_control
+from imgnode.criu_orphans import bury
 from imgnode.nursery import flat_nursery
 from imgproxy.handover import FAILURES, Decision, Handover
 from imgproxy.hook import SCRIPT, script_text
@@ -59,20 +62,28 @@ class DumpCapture(Generic[Listener]):
     """The sockets and the action script in an images directory, for one dump."""
 
     def __init__(
-        self, directory: Path, ingest: Ingest[Listener], handover: Handover, handle: Handler, *, hookless: bool
+        self,
+        directory: Path,
+        ingest: Ingest[Listener],
+        handover: Handover,
+        handle: Handler,
+        *,
+        hookless: bool,
+        users_script: Path | None = None,
     ) -> None:
-        """`handle` answers on the control socket."""
+        """`handle` answers on the control socket. `users_script`: an action script of the user's."""
         self._directory, self._ingest, self._handover, self._hookless = directory, ingest, handover, hookless
-        self._handle = handle
+        self._handle, self._users_script = handle, users_script
         self.images_complete = False  #: images came by another way, all of them
 
     async def run(self, *, task_status: "trio.TaskStatus[None]" = trio.TASK_STATUS_IGNORED) -> None:
         """Take one dump; afterwards the hand-over is committed or aborted."""
         control = self._directory / CONTROL_SOCKET
-        script = script_text(str(control), self._ingest.begins_with)
+        script = script_text(str(control), self._ingest.begins_with, self._users_script)
         async with flat_nursery() as nursery, self._ingest.listening(self._directory) as listener:
             await nursery.start(serve_control, control, self._handle)
             await nursery.start(action_script, self._directory / SCRIPT, script)
+            nursery.start_soon(self._bury_orphans)
             systemd.notify("READY=1")
             task_status.started()
             await self._take(listener)
@@ -88,6 +99,14 @@ class DumpCapture(Generic[Listener]):
         finally:
             self._handover.abort("imgproxy was stopped")
 
+    async def _bury_orphans(self) -> None:
+        """Nobody is waited for because of what a CRIU that was killed has left of itself."""
+        handover = self._handover
+        async with flat_nursery() as nursery:
+            for number in count():
+                await handover.changes.wait_until(partial(_has_more_than, handover.announced, number))
+                nursery.start_soon(bury, handover.announced[number])
+
     async def _conclude(self) -> None:
         """CRIU has hung up. Its action script may still be at work; without one this is the end of the dump."""
         handover = self._handover
@@ -98,3 +117,7 @@ class DumpCapture(Generic[Listener]):
             else:
                 handover.abort(DUMP_ENDED)
         await handover.changes.wait_until(lambda: handover.decision in (Decision.COMMITTED, Decision.ABORTED))
+
+
+def _has_more_than(these: Sized, number: int) -> bool:
+    return len(these) > number

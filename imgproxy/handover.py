@@ -2,10 +2,10 @@
 
     waiting --(cache holds all; restored, if wanted)--> deciding --(hook has killed the tree)--> committed
        |                                                   |
-       +------(anything else)------> aborted <-------------+ (hook died before its first signal)
+       +------(anything else)------> aborted <-------------+ (hook died before it was written down that it kills)
 
-The proxy gives its word ("kill") once and then only watches: the hook writes the journal and kills. If the hook dies
-in between, the truth is which tasks are dead.
+The proxy gives its word ("kill") once and then only watches: the hook writes the journal, stops the tree and kills it.
+If the hook dies in between, the journal tells how far it was, and the tree stands still until that has been read.
 """
 
 import os
@@ -19,10 +19,12 @@ import trio
 from imgnode import proc
 from imgnode.control import Say
 from imgnode.control_client import Request
+from imgnode.criu_orphans import Known, known
 from imgnode.journal import Journal
 from imgnode.nursery import flat_nursery
 from imgnode.proc import ProcessId
 from imgnode.signalling import Changes
+from imgproxy.hook import DECIDING, KILL_TIMEOUT, KILLING
 from imgproxy.source import CacheView, LinkLost, SessionAborted
 from imgwire.errors import RemoteProtocolError
 from imgwire.states import AFTER_COMMIT, SessionState
@@ -83,17 +85,18 @@ class Handover:
         self.serving = False  #: lazy: the tree may be stopped, and CRIU serves what follows
         self._journal, self._view, self._policy = journal, view, policy
         self._finish_images = finish_images
-        self._announced: set[ProcessId] = set()
+        self.announced: list[Known] = []  #: every CRIU that was started with our action script
 
     def is_announced(self, criu: int) -> bool:
-        """Whether that CRIU runs with our action script."""
-        return any(process.pid == criu and proc.is_alive(process) for process in self._announced)
+        """Whether that CRIU runs with our action script, or has died since it said so."""
+        return any(one.process.pid == criu and not _is_another(one.process) for one in self.announced)
 
     async def handle(self, request: Request, say: Say, gone: Callable[[], Awaitable[None]]) -> None:
         """Answer the action script."""
         match request.get("op"):
             case "dump-begins":
-                self._announced.add(proc.identify(int(request["criu"])))
+                self.announced.append(known(int(request["criu"])))
+                self.changes.notify()
                 await say({"ok": True})
             case "post-dump":
                 await say({"session": self._journal.session, "journal": self._journal.directory})
@@ -235,20 +238,32 @@ class Handover:
         self.changes.notify()
 
 
+def _is_another(process: ProcessId) -> bool:
+    """Whether somebody else has its pid now."""
+    try:
+        return proc.identify(process.pid) != process
+    except ProcessLookupError:
+        return False
+
+
 def outcome(journal: Journal) -> bool:
     """Whether a session of the journal was committed. Decides, and writes it down, if a crash left it open.
 
-    The tree decides: if all its tasks live nothing was killed; if some are dead the rest must follow, for the process
-    has been given up. Blocking.
+    Before it was written down that the tree is killed it was stopped at most, and goes on; after it the rest must
+    follow. A task that died by itself while all were stopped gives the process up, too. Blocking; TimeoutError if the
+    action script is still at it.
     """
+    if journal.state in (DECIDING, KILLING):
+        proc.wait_dead([ProcessId(*journal.fact("hook"))], KILL_TIMEOUT)
     state = journal.state
     if state in ("committed", "aborted"):
         return state == "committed"
     tree = [ProcessId(*task) for task in journal.fact("tree") or ()]
-    if state == "deciding" and not all(proc.is_alive(task) for task in tree):
+    if state == KILLING or not all(proc.is_alive(task) for task in tree):
         proc.kill_tree(tree)
-        proc.wait_dead(tree, 30.0)
+        proc.wait_dead(tree, KILL_TIMEOUT)
         journal.write("committed", recovered=True)
         return True
     journal.write("aborted", reason="interrupted before the process was given up", recovered=True)
+    proc.continue_tree(tree)
     return False

@@ -2,15 +2,16 @@
 
 `post-dump` runs when every image is written and the tasks are frozen; a non-zero exit makes CRIU resume them. It asks
 the proxy, and on its word kills the frozen tree itself, having written down that it will: CRIU could be killed before
-it does, and the tasks would run on beside their copy. Until the first signal is sent, anything that goes wrong means
-that the process stays here. Standard library only.
+it does, and the tasks would run on beside their copy. We could be killed, too, between two of our signals: so all are
+stopped before the first is killed, and what CRIU then lets go stands still. Until it is written down that we kill,
+anything that goes wrong means that the process stays here. Standard library only.
 """
 
 import os
 import sys
 
 from imgnode import proc
-from imgnode.action_script import Action, from_environment, script
+from imgnode.action_script import Action, from_environment, script, users
 from imgnode.control_client import ControlClient, Request
 from imgnode.hook_client import CriuWatch, connect
 from imgnode.journal import Journal
@@ -18,17 +19,22 @@ from imgwire.errors import UsageError
 
 SOCKET = "imgproxy.sock"
 SCRIPT = "imgproxy-hook"
-#: The state of a journal from the moment that the tree is stopped until it is killed.
+#: The states of a journal while the tree is stopped to be killed, and while it is killed.
+DECIDING, KILLING = "deciding", "killing"
+#: The same where memory follows: from the moment that the tree is stopped until it is killed.
 STOPPED = "stopped"
 
 #: Seconds for SIGKILL to work on a frozen tree. It takes milliseconds.
 KILL_TIMEOUT = 30.0
 
+_LET_GO = "criu has let the tasks go: they run on here"
 
-def script_text(socket: str, begin: str) -> str:
+
+def script_text(socket: str, begin: str, users_script: "os.PathLike[str] | None" = None) -> str:
     """The script that the proxy writes for `criu dump --action-script`; `begin` is the action that a dump begins with:
-    pre-stream, or for a CRIU that does not know it, pre-dump."""
-    return script("imgproxy.hook", socket, [begin, "post-dump"])
+    pre-stream, or for a CRIU that does not know it, pre-dump. `users_script`: one of the user's, before ours."""
+    first = users(users_script, os.path.dirname(socket))
+    return script("imgproxy.hook", socket, [begin, "post-dump"], first=first)
 
 
 def main() -> int:
@@ -73,28 +79,37 @@ def _hand_over(action: Action) -> int:
 
 
 def _end_tree(action: Action, journal: Journal, watch: CriuWatch) -> int:
-    """The point of no return: while CRIU still holds every task, write it down and kill."""
+    """The point of no return: while CRIU still holds every task, stop them all, write it down and kill."""
     tree = proc.tree(action.init)
     if not _held(tree, action, watch):
-        return _refuse("criu has let the tasks go: they run on here")
-    try:
-        journal.write("deciding", tree=[list(task) for task in tree])
-    except OSError as error:
-        return _refuse(str(error))
-    if not _held(tree, action, watch):  # writing takes milliseconds: it may have died meanwhile
-        _write_aborted(journal, "criu died before the tree was killed")
-        return _refuse("criu has let the tasks go: they run on here")
+        return _refuse(_LET_GO)
+    if reason := _not_written(
+        journal, DECIDING, tree=[list(task) for task in tree], hook=list(proc.identify(os.getpid()))
+    ):
+        return _refuse(reason)
+    proc.stop_tree(tree)  # no task runs again, whoever dies, unless it is taken back
+    if reason := _not_written(journal, KILLING) if _held(tree, action, watch) else _LET_GO:
+        _write_aborted(journal, reason)
+        proc.continue_tree(tree)
+        return _refuse(reason)
     proc.kill_tree(tree)
     proc.wait_doomed(tree, KILL_TIMEOUT)
-    try:
-        journal.write("committed")
-    except OSError as error:  # `deciding` and the dead tree say the same
-        print(f"imgproxy hook: {error}", file=sys.stderr)
+    if reason := _not_written(journal, "committed"):  # `killing` says the same
+        print(f"imgproxy hook: {reason}", file=sys.stderr)
     try:
         _ask(action, {"op": "killed"})
     except UsageError:  # the proxy died meanwhile: the cache must hear it from somebody
         _recover(journal)
     return 0
+
+
+def _not_written(journal: Journal, state: str, **facts: object) -> str:
+    """Write a record; why it could not be written, or ""."""
+    try:
+        journal.write(state, **facts)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _held(tree: list[proc.ProcessId], action: Action, watch: CriuWatch) -> bool:
@@ -120,11 +135,9 @@ def _proxy_is_gone(session: Request) -> int:
 
 
 def _write_aborted(journal: Journal, reason: str) -> None:
-    """So that nobody need look at the tree to know; it says the same."""
-    try:
-        journal.write("aborted", reason=reason)
-    except OSError as error:
-        print(f"imgproxy hook: {error}", file=sys.stderr)
+    """So that nobody need look at the journal's other records to know; they say the same."""
+    if failure := _not_written(journal, "aborted", reason=reason):
+        print(f"imgproxy hook: {failure}", file=sys.stderr)
 
 
 def _watch_over(proxy: int, journal: Journal) -> None:

@@ -6,19 +6,20 @@ Everything that can be checked is checked before the process is frozen: both nod
 
 import socket
 import tempfile
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import trio
 
-from imgnode import proc
+from imgnode import proc, users_script
 from imgnode.criu import Criu, CriuError, cause
 from imgnode.criu_options import split
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather, has_room_for_rounds, problems
+from imgnode.proc import ProcessId
 from imgproxy.capture import DUMP_ENDED
 from imgproxy.convergence import Convergence
 from imgproxy.copy_rounds import CopyRounds
@@ -67,8 +68,17 @@ def check_process(pid: int) -> int:
         raise UsageError(f"there is no process {pid}") from None
 
 
-def check_lazy(options: Sequence[str], *, wait_restored: bool, redials: bool) -> None:
-    """UsageError for what cannot go with --lazy."""
+def _identify(pid: int) -> ProcessId:
+    try:
+        return proc.identify(pid)
+    except ProcessLookupError:
+        raise UsageError(f"there is no process {pid}") from None
+
+
+def check_lazy(options: Sequence[str], *, wait_restored: bool, redials: bool, scripted: bool) -> None:
+    """UsageError for what cannot go with --lazy. `scripted`: there is an action script of the user's."""
+    if scripted:
+        raise UsageError("--lazy: an action script is not tried with it; leave --action-script out, or --lazy")
     if not redials:
         raise UsageError("--lazy: a link that is cut must be made again; write HOST:PORT or unix:PATH after --to")
     if not wait_restored:
@@ -82,7 +92,7 @@ def check_lazy(options: Sequence[str], *, wait_restored: bool, redials: bool) ->
 
 async def migrate(session: SourceSession, config: MigrateConfig, display: Display) -> bool:
     """Migrate; True if the process runs at the destination, False if it runs on here."""
-    options = split(config.options)
+    options, process = split(config.options), _identify(config.pid)
     async with session.opened() as nursery:
         display.phase("checking")
         await _check(session, config)
@@ -97,6 +107,8 @@ async def migrate(session: SourceSession, config: MigrateConfig, display: Displa
             await _wait_running(session)
         elif reason and session.handover.reason == DUMP_ENDED:
             session.handover.reason = f"criu dump failed: {reason}"
+    if session.handover.decision is not Decision.COMMITTED and not proc.is_alive(process):
+        session.handover.reason += f"; process {config.pid} has ended"
     display.summary(summarise(session))
     return session.handover.decision is Decision.COMMITTED
 
@@ -112,11 +124,26 @@ async def _handed_over(
         tree = None
         if config.resumed is not None:
             tree = await stack.enter_async_context(standing(config.pid, config.resumed))
+        await stack.enter_async_context(_undone_if_it_stays(session))
         reason = await _dump(session, config, options, rounds)
         await session.handover.changes.wait_until(lambda: session.handover.decision in _ENDED)
         if tree:
             tree.given_up = session.handover.decision is Decision.COMMITTED
     return reason
+
+
+@asynccontextmanager
+async def _undone_if_it_stays(session: SourceSession) -> AsyncIterator[None]:
+    """If the process is not given up, have the user's action script undo what it did for the dump."""
+    handover, script = session.handover, session.config.action_script
+    try:
+        yield
+    finally:
+        if script is not None:
+            with trio.CancelScope(shield=True):
+                await handover.changes.wait_until(lambda: handover.decision is not Decision.DECIDING)
+            if handover.decision is not Decision.COMMITTED:
+                await users_script.undo(script, users_script.DUMP_FAILED, session.config.directory)
 
 
 async def _check(session: SourceSession, config: MigrateConfig) -> None:

@@ -14,6 +14,7 @@ import trio
 
 from imgnode.criu import Criu, cause
 from imgnode.criu_options import for_pre_dump
+from imgnode.criu_orphans import end_orphans
 from imgnode.nursery import flat_nursery
 from imgproxy.convergence import Convergence, RoundFigures
 from imgproxy.handover import RestoreFailed
@@ -36,7 +37,8 @@ async def tracks_changes(criu: str) -> bool:
 async def run_criu(
     words: Sequence[str], pass_fds: Sequence[int] = (), started: Callable[[], None] = lambda: None
 ) -> int:
-    """Run CRIU to its end; its exit code. It is never ended by us: it may hold a frozen process."""
+    """Run CRIU, on an images directory of its own (-D), to its end; its exit code. It is never ended by us: it may hold
+    a frozen process. What is left of one that was killed is."""
     process = await trio.lowlevel.open_process(
         list(words),
         stdin=subprocess.DEVNULL,
@@ -47,7 +49,10 @@ async def run_criu(
     )
     started()
     try:
-        return await process.wait()
+        code = await process.wait()
+        if code:
+            await trio.to_thread.run_sync(end_orphans, process.pid, (words[1], words[words.index("-D") + 1]))
+        return code
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(PATIENCE):
             await process.wait()

@@ -30,6 +30,7 @@ from imgwire.messages import Hello
 from imgwire.states import SessionState
 from transform.chain import Chain
 from transform.errors import TransformError
+from transform.memory import PageStore
 
 
 class OneWay(Outgoing, Protocol):
@@ -51,7 +52,7 @@ def archive(path: Path, name: str) -> ArchiveWriter:
     return ArchiveWriter(path, Hello(identity, session_name(name, identity)))
 
 
-class _NoPages:
+class _NoPages(PageStore):
     """Pages that went one way cannot be reached any more."""
 
     def read(self, image: str, offset: int, length: int) -> bytes:
@@ -79,7 +80,7 @@ class OneWaySession:
         out: OneWay,
         directory: Path,
         journal: Path,
-        make_chain: Callable[[], Chain],
+        transforms: Callable[[], Chain],
         *,
         compress: str,
         dedup: bool = False,
@@ -90,8 +91,12 @@ class OneWaySession:
     ) -> None:
         self.out = out
         self.view = CacheView()
-        self.sender = ImageSender(out, make_chain(), Compression(compress if out.compresses else "off"), dedup=dedup)
+        self.sender = ImageSender(out, transforms(), Compression(compress if out.compresses else "off"), dedup=dedup)
         changed, insists = self.view.changes.notify, not hookless
+
+        def make_chain(*, dump: bool) -> Chain:
+            return transforms() if dump else Chain(())
+
         self.ingest: Ingest[Any] = (
             RemoteIngest(self.sender, make_chain, _no_read_back, changed, insists=insists, linked=linked)
             if remote

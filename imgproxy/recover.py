@@ -15,7 +15,7 @@ from pathlib import Path
 
 import trio
 
-from imgnode import proc
+from imgnode import proc, users_script
 from imgnode.control_client import ControlClient
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal, journals
@@ -69,8 +69,14 @@ async def recover(journal: Journal, dialer: Dialer, patience: float, *, run_here
     if run_here:
         raise UsageError(f"{name}: --run-here is for a process whose memory was following it to the destination")
     died = died_with_machine(journal)
-    committed = died or await trio.to_thread.run_sync(outcome, journal)
-    _clear(Path(str(journal.fact("directory"))), temporary=bool(journal.fact("temporary")))
+    try:
+        committed = died or await trio.to_thread.run_sync(outcome, journal)
+    except TimeoutError as error:
+        raise TimeoutError(f"{name}: its hand-over has not come to its end: {error}; try again") from error
+    directory, script = Path(str(journal.fact("directory"))), journal.fact("action_script")
+    if script and not committed:
+        await users_script.undo(Path(str(script)), users_script.DUMP_FAILED, directory)
+    _clear(directory, temporary=bool(journal.fact("temporary")))
     resolve = Resolve(journal.session, committed, str(journal.fact("reason") or "recovered by the source"))
     try:
         state = await _asked(dialer, resolve, patience)

@@ -12,12 +12,10 @@ from imgnode import proc
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
 from imgnode.proc import ProcessId
+from imgproxy.hook import KILL_TIMEOUT
 from imgwire.errors import UsageError
 from imgwire.messages import Resolve
 from imgwire.states import SessionState
-
-#: Seconds for SIGKILL to work on a stopped tree.
-KILL_TIMEOUT = 30.0
 
 #: Seconds between two questions whether the memory is in its place.
 PAUSE = 0.5

@@ -26,6 +26,7 @@ from imgwire.messages import BeginRound, DropRound, EndImage, ImagesComplete, Me
 from imgwire.names import image_kind, is_pages
 from transform.chain import COLLECTED_LIMIT, Chain
 from transform.errors import TransformError
+from transform.extents import Pagemap
 from transform.memory import EarlierRound, PageStore
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ImageSender:
     ) -> None:
         self._metrics = metrics or Metrics()
         self._rounds: dict[int, dict[str, SentImage]] = {0: {}}
-        self._pagemaps: dict[int, dict[str, bytes]] = {}  # of each round but the dump
+        self._pagemaps: dict[int, dict[str, Pagemap]] = {}  # of each pre-dump
+        self._is_pre_dump = False
         self._finds_pages = chain.needs_memory  # the dump's transforms will want to find pages of earlier rounds
         self._round = 0
         self._next_number = 0
@@ -80,15 +82,25 @@ class ImageSender:
         """Bytes that went out for the images of this round."""
         return sum(image.sent for image in self.images.values())
 
-    async def begin_round(self, snapshot: str, chain: Chain, *, ahead: int | None = None) -> None:
-        """What comes now is another pre-dump, or the dump; `chain` transforms it. `ahead`: bytes of pages that may
-        wait to be sent, with `dedup`, so that the process need not wait for the link."""
+    async def begin_round(
+        self, snapshot: str, chain: Chain, *, pre_dump: bool = False, ahead: int | None = None
+    ) -> None:
+        """What comes now is another round; `chain` transforms it. `pre_dump`: later ones may refer to its pages.
+        `ahead`: bytes of pages that may wait to be sent, with `dedup`, so that the process need not wait for the link.
+        """
         self._round = max(self._rounds) + 1
         self._rounds[self._round] = {}
-        self._chain = chain
+        self._chain, self._is_pre_dump = chain, pre_dump
         if self._dedup:
             self._dedup.begin_round(self._next_number, ahead)
         await self._out.send(BeginRound(self._round, snapshot))
+
+    def take_for_dump(self, chain: Chain) -> None:
+        """The round that is under way is the dump; `chain` transforms what is still to come. RemoteProtocolError if
+        that is too late for it."""
+        if self._round in self._pagemaps:
+            raise RemoteProtocolError("a pagemap of the dump came before anything that tells it from a pre-dump")
+        self._chain, self._is_pre_dump = chain, False
 
     async def drop_round(self) -> None:
         """This round failed; its images, all ended, do not count."""
@@ -137,12 +149,10 @@ class ImageSender:
         the image has been sent."""
         enlarge(fd)
         os.set_blocking(fd, False)
-        if self._chain.wants(name):
+        if self._chain.wants(name) or self._keeps(name):
             read = await _read_all(name, fd)
             drained()
-            data = await self._transform(name, read)
-            if data is not None:
-                await self.send_whole(name, data)
+            await self.send_changed(name, read)
             return
         composed = self._dedup is not None and is_pages(name)
         image, digest = await self._open(name, digest=not is_pages(name) or self._digest_pages, composed=composed)
@@ -156,25 +166,25 @@ class ImageSender:
             drained()
         await self._end(image, digest)
 
-    async def send_pagemap(self, name: str, data: bytes, *, of_dump: bool) -> None:
-        """Send a pagemap that we have made of what a page server was told. That of a pre-dump passes as it is."""
-        if not of_dump:
-            self._keep_pagemap(name, data)
-            await self.send_whole(name, data)
-            return
+    async def send_changed(self, name: str, data: bytes) -> None:
+        """Send what the transforms make of an image that is in memory, unless one holds it until the end."""
+        if self._keeps(name):
+            await self._keep_pagemap(name, data)
         changed = await self._transform(name, data) if self._chain.wants(name) else data
         if changed is not None:
             await self.send_whole(name, changed)
 
-    def _keep_pagemap(self, name: str, data: bytes) -> None:
-        if not self._finds_pages:
-            return
-        kept = sum(len(pagemap) for one in self._pagemaps.values() for pagemap in one.values())
+    def _keeps(self, name: str) -> bool:
+        """Whether the dump's transforms may want to look it up."""
+        return self._is_pre_dump and self._finds_pages and name.startswith("pagemap-")
+
+    async def _keep_pagemap(self, name: str, data: bytes) -> None:
+        kept = sum(len(pagemap.data) for one in self._pagemaps.values() for pagemap in one.values())
         if kept + len(data) > COLLECTED_LIMIT:
             raise RemoteProtocolError(f"{name}: pagemaps of {COLLECTED_LIMIT >> 20} MiB are kept already")
-        self._pagemaps.setdefault(self._round, {})[name] = data
+        self._pagemaps.setdefault(self._round, {})[name] = await trio.to_thread.run_sync(Pagemap, name, data)
 
-    def earlier_rounds(self) -> list[tuple[Mapping[str, bytes], Mapping[str, SentImage]]]:
+    def earlier_rounds(self) -> list[tuple[Mapping[str, Pagemap], Mapping[str, SentImage]]]:
         """Pagemaps and images of the pre-dumps, the latest first; only where a transform needs memory."""
         return [(pagemaps, self._rounds[number]) for number, pagemaps in sorted(self._pagemaps.items(), reverse=True)]
 

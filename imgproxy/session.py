@@ -81,6 +81,7 @@ class SourceConfig:
     arch: str = ""  #: the ISA that the process changes to, "" if it does not
     metrics: str | None = None
     temporary: bool = False  #: the images directory is ours alone: made with the session, gone before its journal is
+    action_script: Path | None = None  #: of the user's, for the dump
     recover_options: tuple[str, ...] = ()  #: how `imgproxy recover` reaches the cache again
 
 
@@ -111,7 +112,7 @@ class SourceSession:
         self._transforms = make_chain
         self.sender = ImageSender(
             self.channel,
-            self._make_chain(),
+            self._make_chain(dump=True),
             self.compression,
             digest_pages=config.digest_pages,
             dedup=config.dedup,
@@ -124,7 +125,14 @@ class SourceSession:
         handle = self.handover.handle
         if isinstance(self.ingest, RoundsByHand):
             handle = partial(self.ingest.handle, handle)
-        self.dump = DumpCapture(config.directory, self.ingest, self.handover, handle, hookless=config.hookless)
+        self.dump = DumpCapture(
+            config.directory,
+            self.ingest,
+            self.handover,
+            handle,
+            hookless=config.hookless,
+            users_script=config.action_script,
+        )
         self.stopped_tree = StoppedTree(self.view, self.handover, self.journal, self._ask_what_became_of_it)
         self.post_copy: PostCopy | None = None
         if config.policy.follows:
@@ -198,8 +206,9 @@ class SourceSession:
         before = [EarlierRound(pagemaps, self.pages.of(sent)) for pagemaps, sent in self.sender.earlier_rounds()]
         await self.sender.finish(self.pages, self.ingest.variant, before)
 
-    def _make_chain(self) -> Chain:
-        return self._transforms().followed_by(PageCounts(self._is_for_old_criu))
+    def _make_chain(self, *, dump: bool) -> Chain:
+        chain = self._transforms() if dump else Chain(())
+        return chain.followed_by(PageCounts(self._is_for_old_criu))
 
     def _is_for_old_criu(self) -> bool:
         return self.destination is not None and restores_with_old_criu(self.destination)
@@ -224,7 +233,7 @@ class SourceSession:
 
     async def begin_dump(self) -> None:
         """After rounds: what comes now is the dump."""
-        await self.sender.begin_round("", self._make_chain())
+        await self.sender.begin_round("", self._make_chain(dump=True))
 
     async def sync(self) -> None:
         """See all that was sent at the cache."""
@@ -328,6 +337,7 @@ class SourceSession:
             directory=os.fspath(self.config.directory),
             options=list(self.config.recover_options),
             temporary=self.config.temporary,
+            action_script=self.config.action_script and os.fspath(self.config.action_script),
             machine=proc.machine_id(),
             boot=proc.boot_id(),
         )

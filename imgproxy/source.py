@@ -1,13 +1,14 @@
 """What the source knows of its session at the cache: its state, the answers to what was asked, read-back and patch."""
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 import trio
 
 from imgnode.channel import Payload
+from imgnode.nursery import flat_nursery
 from imgnode.signalling import Changes
 from imgproxy.outgoing import Outgoing
 from imgproxy.page_pump import SentImage
@@ -16,9 +17,12 @@ from imgwire import messages
 from imgwire.errors import LocalProtocolError, RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.states import RUNS_THERE, SessionState
+from transform.memory import PageStore
 
 #: Places in which pages may be wanted at once: a thread each that waits, in all processes of a big tree.
 MAX_WANTED = 1 << 16
+#: Bytes of pages that are asked for and have not come: what may be in memory here and there besides.
+MAX_UNDER_WAY = 8 * MAX_DATA
 
 
 class LinkLost(Exception):
@@ -107,7 +111,7 @@ class CacheView:
         raise LinkLost(self.lost)
 
 
-class RemotePages:
+class RemotePages(PageStore):
     """The pages at the cache, for transforms: read back and patched over the link. Called from a worker thread.
 
     An image that was sent can also be read as it is, by whom a client asks.
@@ -129,18 +133,46 @@ class RemotePages:
 
     def read(self, image: str, offset: int, length: int) -> bytes:
         """The bytes of a range of a page image that was sent."""
-        sent = self._images[image]
-        return b"".join(
-            trio.from_thread.run(self.read_image, sent, offset + start, min(MAX_DATA, length - start))
+        return self.read_all([(image, offset, length)])[0]
+
+    def read_all(self, places: Sequence[tuple[str, int, int]]) -> list[bytes]:
+        """All are asked for before the first has come, as far as there is room for the answers."""
+        parts = [
+            (index, self._images[image], offset + start, min(MAX_DATA, length - start))
+            for index, (image, offset, length) in enumerate(places)
             for start in range(0, length, MAX_DATA)
-        )
+        ]
+        found: list[list[bytes]] = [[] for _ in places]
+        for some in _at_once(parts):
+            data = trio.from_thread.run(self._read, [part[1:] for part in some])
+            for (index, *_), one in zip(some, data, strict=True):
+                found[index].append(one)
+        return [b"".join(one) for one in found]
+
+    async def _read(self, places: Sequence[tuple[SentImage, int, int]]) -> list[bytes]:
+        found = [b""] * len(places)
+
+        async def read(index: int, place: tuple[SentImage, int, int]) -> None:
+            found[index] = await self.read_image(*place)
+
+        async with flat_nursery() as nursery:
+            for index, place in enumerate(places):
+                nursery.start_soon(read, index, place)
+        return found
 
     def patch(self, image: str, offset: int, data: bytes) -> None:
         """Overwrite a range of a page image that was sent."""
-        number = self._images[image].number
-        for start in range(0, len(data), MAX_DATA):
-            part = data[start : start + MAX_DATA]
-            trio.from_thread.run(self._out.send, messages.Patch(number, offset + start, part))
+        self.patch_all([(image, offset, data)])
+
+    def patch_all(self, patches: Sequence[tuple[str, int, bytes]]) -> None:
+        """Nothing is answered to them."""
+        trio.from_thread.run(self._patch, patches)
+
+    async def _patch(self, patches: Sequence[tuple[str, int, bytes]]) -> None:
+        for image, offset, data in patches:
+            for start in range(0, len(data), MAX_DATA):
+                part = data[start : start + MAX_DATA]
+                await self._out.send(messages.Patch(self._images[image].number, offset + start, part))
 
     async def read_image(self, image: SentImage, offset: int, length: int) -> bytes:
         """At most MAX_DATA bytes of an image, of any round."""
@@ -149,6 +181,18 @@ class RemotePages:
         if len(data) != length:
             raise RemoteProtocolError(f"{image.name}: {len(data)} bytes read back where {length} were asked for")
         return data
+
+
+def _at_once(parts: Sequence[tuple[int, SentImage, int, int]]) -> Iterator[list[tuple[int, SentImage, int, int]]]:
+    """Parts that may be asked for at the same time."""
+    some: list[tuple[int, SentImage, int, int]] = []
+    for part in parts:
+        if some and sum(one[3] for one in some) + part[3] > MAX_UNDER_WAY:
+            yield some
+            some = []
+        some.append(part)
+    if some:
+        yield some
 
 
 def _seconds(text: str) -> float:

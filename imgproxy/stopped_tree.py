@@ -17,8 +17,7 @@ from imgnode.journal import Journal
 from imgnode.nursery import flat_nursery
 from imgnode.proc import ProcessId
 from imgproxy.handover import Decision, Handover
-from imgproxy.hook import STOPPED
-from imgproxy.recover_stopped import KILL_TIMEOUT
+from imgproxy.hook import KILL_TIMEOUT, STOPPED
 from imgproxy.source import CacheView
 from imgwire.states import SessionState
 

@@ -5,9 +5,9 @@ from itertools import groupby
 from pathlib import Path
 
 from tests.transform.synthetic import extent, pagemap
+from transform.extents import PAGE_SIZE, PE_PARENT, PE_PRESENT
 from transform.images.codec import scan
 from transform.images.proto import memory_pb2
-from transform.memory import PAGE_SIZE, PE_PARENT, PE_PRESENT
 
 Page = tuple[int, bytes, int]  #: address, content, flags
 

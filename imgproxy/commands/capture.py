@@ -64,7 +64,8 @@ def capture(
     hook: Annotated[
         bool | None,
         typer.Option(
-            help="Insist on the action script, without which the hand-over is not safe. Default: except with --remote."
+            help="Insist on the action script, without which the hand-over is not safe. Default: except with --remote "
+            "without --arch."
         ),
     ] = None,
     timeout: given.Timeout = 300.0,
@@ -98,6 +99,9 @@ def capture(
             raise UsageError("--incremental: only criu --remote is told of earlier rounds; write --remote, too")
         if page_server_port and not rounds:
             raise UsageError("--page-server-port: a page server is there for pre-dumps; write --rounds, too")
+        if arch and hook is False:
+            raise UsageError("--no-hook: what cannot change ISA is kept by the action script alone; leave it out")
+        insists = hook if hook is not None else bool(arch) or not remote
         await given.read_programs(arch, binaries)
         here, *linked = given.directories(directory, work_dir, remote=remote)
         journals = (journal or here / "journal").absolute()
@@ -119,7 +123,7 @@ def capture(
                 timeout=timeout,
                 remote=remote,
                 linked=linked,
-                hookless=not (hook if hook is not None else not remote),
+                hookless=not insists,
             )
             async with flat_nursery() as nursery:
                 await nursery.start(one_way.capture)
@@ -137,7 +141,7 @@ def capture(
             limit_rate=given.rate(limit_rate),
             dedup=rounds if dedup is None else dedup,
             digest_pages=digest_pages,
-            hookless=not (hook if hook is not None else not remote),
+            hookless=not insists,
             remote=remote,
             by_hand=page_server_port if rounds else None,
             incremental=incremental,

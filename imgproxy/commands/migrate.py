@@ -13,7 +13,7 @@ from typing import Annotated
 import trio
 import typer
 
-from imgnode import logs
+from imgnode import logs, users_script
 from imgnode.addresses import parse_address
 from imgproxy.commands import options as given
 from imgproxy.commands.running import exit_code, run, telling_if_stopped, wait_for
@@ -40,6 +40,9 @@ def migrate_command(
     binaries: given.Binaries = None,
     map_path: given.MapPath = None,
     tcp_listen_remap: given.Remap = None,
+    action_script: Annotated[
+        Path | None, typer.Option(help="A program that criu dump here is to call as its action script, too.")
+    ] = None,
     journal: given.JournalDirectory = None,
     tls_cacert: given.CaCert = None,
     tls_cert: given.Cert = None,
@@ -67,7 +70,8 @@ def migrate_command(
         chosen = await given.choose_rounds(rounds, downtime_target, criu, dedup)
         reached = given.dialer(parse_address(to), tls, insecure=insecure)
         if lazy:
-            check_lazy(context.args, wait_restored=wait_restored, redials=reached.redials)
+            scripted = action_script is not None
+            check_lazy(context.args, wait_restored=wait_restored, redials=reached.redials, scripted=scripted)
         policy = HandoverPolicy(
             wait_for(wait_restored), timeout, one_attempt=True, lazy=lazy, follows=lazy and chosen.convergence is None
         )
@@ -87,6 +91,7 @@ def migrate_command(
                 need=need,
                 rounds=chosen.tracked,
                 temporary=True,
+                action_script=action_script and users_script.check(action_script),
                 recover_options=tuple(tls.words()),
             )
             resumed: set[int] = set()

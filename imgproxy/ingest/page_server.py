@@ -45,14 +45,13 @@ class PageServer:
         self._sender, self._sync = sender, sync
         self._before: set[PagemapId] = set()  # what the last good round has
         self._now: dict[PagemapId, _Pagemap] = {}
-        self._dumps = False
         self.whole = False  #: all of this round is at the cache
         self.failure = ""  #: what CRIU did wrong in this round
         self.began_at: float | None = None  #: when CRIU said the first word of this round: the tasks are frozen
 
-    def begin(self, *, dump: bool = False, refers: bool = True) -> None:
-        """Another pre-dump, or the dump; `refers`: its CRIU knows which one was before."""
-        self._dumps, self._now, self.whole, self.failure, self.began_at = dump, {}, False, "", None
+    def begin(self, *, refers: bool = True) -> None:
+        """Another round; `refers`: its CRIU knows which one was before."""
+        self._now, self.whole, self.failure, self.began_at = {}, False, "", None
         if not refers:
             self._before = set()
 
@@ -136,7 +135,7 @@ class PageServer:
         """All has come: send the pagemaps, and see it at the cache."""
         await _end(last)
         for pagemap, opened in self._now.items():
-            await self._sender.send_pagemap(pagemap.image_name, opened.writer.encode(), of_dump=self._dumps)
+            await self._sender.send_changed(pagemap.image_name, opened.writer.encode())
         await self._sync()
         self.whole = True
 

@@ -32,7 +32,7 @@ from imgwire.errors import RemoteProtocolError
 from imgwire.frames import MAX_DATA
 from imgwire.img_remote import Finished, ImageWanted, ImageWritten, LocalEvent, SnapshotPushed, SnapshotsWanted
 from imgwire.names import LAST_IMAGE, is_of_pre_dump
-from transform.chain import Chain
+from transform.chain import MakeChain
 
 SOCKET = "img-proxy.sock"
 #: Connections that CRIU has made and we have not taken: it has up to eight images open, and does not wait.
@@ -52,7 +52,7 @@ class RemoteIngest:
     def __init__(
         self,
         sender: ImageSender,
-        make_chain: Callable[[], Chain],
+        make_chain: MakeChain,
         read_back: ReadBack,
         changed: Callable[[], None],
         *,
@@ -120,6 +120,7 @@ class RemoteIngest:
                 connection = Connection(client, self._latest.get(client.peer.pid))
                 self._latest[client.peer.pid] = connection
                 self._unheard.add(connection)
+                self._changes.notify()  # what was to be read here is taken: `_heard_out` may hold now
                 nursery.start_soon(self._serve, connection, nursery)
 
     async def _serve(self, connection: Connection, nursery: trio.Nursery) -> None:
@@ -146,6 +147,7 @@ class RemoteIngest:
         if not allowed(client.peer):
             raise RemoteProtocolError(f"user {client.peer.uid} may not use it; run criu as the user of imgproxy")
         event = await client.request()
+        self._changes.notify()  # likewise, and the same for `silent`
         if connection.before is not None:
             await connection.before.heard.wait()
             connection.before = None
@@ -207,7 +209,7 @@ class RemoteIngest:
             await self._follow(criu, before)
         self._run = Run(identified(criu), snapshot)
         self._forget(snapshot)
-        await self._sender.begin_round(snapshot, self._make_chain())
+        await self._sender.begin_round(snapshot, self._make_chain(dump=False), pre_dump=True)
         if criu:
             nursery.start_soon(self._watch, self._run)
         _log.info("round begins", snapshot=snapshot, criu=criu)
@@ -276,6 +278,7 @@ class RemoteIngest:
             )
         if not run.announced:
             _log.warning("criu dumps without our action script: it ends the process before the cache has it all")
+        self._sender.take_for_dump(self._make_chain(dump=True))
         run.dumps, self.started_at = True, trio.current_time()
 
     async def _image(self, client: RemoteClient, name: str) -> None:

@@ -17,7 +17,7 @@ from imgproxy.ingest.directory import WrittenImages
 from imgproxy.ingest.page_server import Check, PageServer
 from imgproxy.sender import ImageSender
 from imgwire.errors import RemoteProtocolError
-from transform.chain import Chain
+from transform.chain import MakeChain
 
 if TYPE_CHECKING:
     from imgproxy.dedup import PageCounts
@@ -34,7 +34,7 @@ class RoundsIngest:
     def __init__(
         self,
         sender: ImageSender,
-        make_chain: Callable[[], Chain],
+        make_chain: MakeChain,
         sync: Callable[[], Awaitable[None]],
         directory: Path,
     ) -> None:
@@ -92,8 +92,8 @@ class RoundsIngest:
         """Another pre-dump, or the dump, in the directory that was prepared; `refers`: it knows its parent."""
         self._count += 1
         self._dumps, self.pre_dump = dump, 0 if dump else self._count
-        self.server.begin(dump=dump, refers=refers)
-        await self._sender.begin_round("", self._make_chain())
+        self.server.begin(refers=refers)
+        await self._sender.begin_round("", self._make_chain(dump=dump), pre_dump=not dump)
 
     async def take(self, sock: trio.socket.SocketType, may_close: Check = trio.lowlevel.checkpoint) -> None:
         """Serve this round's CRIU; the files that its dump writes meanwhile go out beside the pages."""

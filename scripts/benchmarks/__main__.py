@@ -14,6 +14,7 @@ from rich.console import Console
 
 from imgnode.command_line import parse_size
 from imgnode.criu import Criu
+from scripts.benchmarks.abroad import abroad
 from scripts.benchmarks.compress import compress
 from scripts.benchmarks.contenders import find_streamer
 from scripts.benchmarks.freeze import freeze
@@ -47,12 +48,18 @@ BENCHMARKS: dict[str, Benchmark] = {
     "near-live": near_live,
     "toolchain": toolchain,
     "isa": isa,
+    "abroad": abroad,
     "stops": stops,
 }
 SMALL = {"freeze": 1 << 20, "toolchain": 4 << 20}  #: benchmarks whose process, or data, has a size of its own
-SIZES = {"remote": 512 << 20, "isa": 4 << 30}  #: where another size than the usual one is the default
-#: No part of everything: one is emulated, and takes as long as all others together; three build compilers and programs.
-BY_NAME = ("near-live", "toolchain", "isa", "stops")
+SIZES = {
+    "remote": 512 << 20,
+    "isa": 4 << 30,
+    "abroad": 16 << 20,
+}  #: where another size than the usual one is the default
+#: No part of everything: two are emulated, and one of them takes as long as all others together; four build compilers
+#: and programs.
+BY_NAME = ("near-live", "toolchain", "isa", "abroad", "stops")
 SIZE = 1 << 30
 QUICK_SIZE = 4 << 20
 
@@ -61,10 +68,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure, side by side in one run.")
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which of {', '.join(BENCHMARKS)}; all but the last four by default"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"which of {', '.join(BENCHMARKS)}; all but near-live and the last four by default",
     )
     parser.add_argument(
-        "--size", type=parse_size, help="memory of the process (default: 1GiB; remote: 512MiB; isa: 4GiB)"
+        "--size",
+        type=parse_size,
+        help="memory of the process (default: 1GiB; remote: 512MiB; isa: 4GiB; abroad: 16MiB)",
     )
     parser.add_argument("--compressible", type=int, default=0, metavar="PERCENT", help="of each page (default: 0)")
     parser.add_argument("--repeats", type=int, help="trials of each contender (default: 5)")

@@ -15,6 +15,7 @@ from imgwire.states import SessionState
 from tests.imgwire.conversations import IDENTITY, control, hello_frame
 from tests.playbook import open_session, random_bytes
 from transform.chain import Chain
+from transform.memory import PageStore
 
 pytestmark = pytest.mark.t1
 
@@ -22,7 +23,7 @@ IMAGES = {"files.img": b"f" * 5000, "pages-1.img": random_bytes(900_000), "pages
 TEXT = {"pages-1.img": b"compressible " * 50_000, "inventory.img": b"i"}
 
 
-class NoPages:
+class NoPages(PageStore):
     def read(self, image: str, offset: int, length: int) -> bytes:
         raise AssertionError("nothing is read back")
 

@@ -29,7 +29,7 @@ from tests.imgcache.test_layers import (
     stored,
 )
 from tests.transform.synthetic import extent, mm, pagemap, vma
-from transform.memory import PAGE_SIZE, PE_LAZY, PE_PRESENT
+from transform.extents import PAGE_SIZE, PE_LAZY, PE_PRESENT
 
 pytestmark = pytest.mark.t1
 

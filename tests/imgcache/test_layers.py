@@ -19,9 +19,9 @@ from imgwire.img_remote_stream import RemoteStream
 from imgwire.messages import BeginRound, EndImage, ImagesComplete, OpenImage
 from tests.imgwire.test_img_remote_stream import collected, recording
 from tests.transform.synthetic import extent, image, pagemap
+from transform.extents import PAGE_SIZE, PE_LAZY, PE_PARENT, PE_PRESENT
 from transform.images.codec import decode
 from transform.images.proto import memory_pb2
-from transform.memory import PAGE_SIZE, PE_LAZY, PE_PARENT, PE_PRESENT
 
 pytestmark = pytest.mark.t1
 

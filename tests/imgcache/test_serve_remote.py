@@ -31,7 +31,7 @@ from imgwire.states import SessionState
 from tests.fake_remote_criu import CACHE, RemoteCriu, command, entry, hung_up
 from tests.playbook import random_bytes
 from tests.transform.synthetic import extent, pagemap
-from transform.memory import PAGE_SIZE, PE_PARENT, PE_PRESENT
+from transform.extents import PAGE_SIZE, PE_PARENT, PE_PRESENT
 
 pytestmark = pytest.mark.t1
 

@@ -19,7 +19,7 @@ from imgwire.messages import (
 )
 from tests.imgcache.store_input import header, receive
 from tests.transform.synthetic import extent, pagemap
-from transform.memory import PE_PARENT
+from transform.extents import PE_PARENT
 
 pytestmark = pytest.mark.t1
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from imgnode.action_script import SOCKET_VARIABLE, Action, from_environment, script
+from imgnode.action_script import PREPARED, SOCKET_VARIABLE, Action, from_environment, script, users
 from imgwire.errors import UsageError
 
 pytestmark = pytest.mark.t1
@@ -70,6 +70,25 @@ def test_an_awaited_action_runs_the_module_and_gives_its_code(tmp_path: Path) ->
     result = run(script("imgproxy.hook", "/s o", ["post-dump", "pre-dump"]), "post-dump", tmp_path)
     assert result.returncode != 0
     assert "--action-script" in result.stderr
+
+
+@pytest.mark.parametrize("action", ["pre-dump", "post-dump", "pre-resume"])
+@pytest.mark.parametrize("well", [True, False])
+def test_a_script_of_the_users_comes_first_and_has_to_go_well(tmp_path: Path, action: str, well: bool) -> None:
+    theirs = tmp_path / "of mine"
+    theirs.write_text(f'#!/bin/sh\necho "$CRTOOLS_SCRIPT_ACTION"\nexit {0 if well else 3}\n')
+    theirs.chmod(0o700)
+    text = script("no.such.module", "/s", ["pre-stream"], ["pre-resume"], users(theirs, tmp_path))
+    result = run(text, action, tmp_path)
+    code = 0 if well or action == "pre-resume" else 1
+    assert (result.returncode, result.stdout, result.stderr) == (code, f"{action}\n", "")
+    assert (tmp_path / PREPARED).exists() == (well and action == "pre-dump")
+
+
+def test_where_it_fails_ours_is_not_run(tmp_path: Path) -> None:
+    text = script("no.such.module", "/s", ["post-dump"], (), users(Path("/bin/false")))
+    result = run(text, "post-dump", tmp_path)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_a_path_with_quotes_is_refused() -> None:

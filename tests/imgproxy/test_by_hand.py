@@ -49,7 +49,7 @@ class Stand:
 
     def __post_init__(self) -> None:
         sender = ImageSender(self.out, Chain([]), Compression("off"))
-        rounds = RoundsIngest(sender, lambda: Chain([]), trio.lowlevel.checkpoint, self.place)
+        rounds = RoundsIngest(sender, lambda **_: Chain([]), trio.lowlevel.checkpoint, self.place)
         self.ingest = RoundsByHand(rounds, self.place)
 
     async def ask(self, *, last: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ from imgproxy.dedup import Deduplicator, Scanned
 from imgproxy.page_digest import PageDigest
 from imgwire.messages import RUN, ZEROES
 from tests.playbook import random_bytes
-from transform.memory import PAGE_SIZE
+from transform.extents import PAGE_SIZE
 
 pytestmark = pytest.mark.t0
 

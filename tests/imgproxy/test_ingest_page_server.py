@@ -402,7 +402,7 @@ class Linked:
     ) -> None:
         self.session, self._channel, self.view = session, channel, CacheView()
         self.sender = ImageSender(channel, Chain(transforms), Compression("off"), dedup=dedup)
-        self.ingest = RoundsIngest(self.sender, lambda: Chain(transforms), self._sync, directory)
+        self.ingest = RoundsIngest(self.sender, lambda dump: Chain(transforms if dump else ()), self._sync, directory)
 
     async def _sync(self) -> None:
         await self.view.ask(self._channel, messages.Sync)

@@ -37,7 +37,7 @@ class Migration:
         images = place / "images"
         images.mkdir()
         sender = ImageSender(self.out, Chain([]), Compression("off"))
-        self.ingest = RoundsIngest(sender, lambda: Chain([]), trio.lowlevel.checkpoint, images)
+        self.ingest = RoundsIngest(sender, lambda **_: Chain([]), trio.lowlevel.checkpoint, images)
         self.rounds = Rounds(
             self.ingest, str(command or planned(place, NOTHING, *plan)), PID, ["--shell-job", "--timeout=5"]
         )

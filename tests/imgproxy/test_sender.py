@@ -213,6 +213,27 @@ async def test_transforms_change_small_images_and_pages_that_have_gone(node_dir:
     assert found == {**IMAGES, **changed, "pages-1.img": bytes(pages)}
 
 
+async def test_many_ranges_are_read_and_patched_in_turn(node_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than may be under way, larger than that, of no bytes; each is answered in its place."""
+    monkeypatch.setattr("imgproxy.source.MAX_UNDER_WAY", 100_000)
+    ranges = [(start, length) for start in range(0, 2_000_000, 7001) for length in (0, 900, 40_000)]
+    ranges.insert(5, (3, 2_500_000))
+
+    class Many(Rewriter):
+        def finish(self, dump: EndOfDump) -> dict[str, bytes]:
+            found = dump.store.read_all([("pages-1.img", *one) for one in ranges])
+            assert found == [NOISE[start : start + length] for start, length in ranges]
+            assert dump.store.read_all([]) == []
+            dump.store.patch_all([("pages-1.img", 10, b"over"), ("pages-2.img", 0, b"two"), ("pages-1.img", 12, b"it")])
+            assert dump.store.read_all([("pages-1.img", 9, 6), ("pages-2.img", 0, 3)])[0][1:5] == b"ovit"
+            return {"core-1.img": self.core}
+
+    with open_session(node_dir) as session:
+        found, _ = await Source(session, "off", Many()).run(IMAGES)
+    assert found["pages-1.img"] == NOISE[:10] + b"ovit" + NOISE[14:]
+    assert found["pages-2.img"] == b"two" + IMAGES["pages-2.img"][3:]
+
+
 async def test_a_read_back_that_cannot_be_is_refused(node_dir: Path) -> None:
     class Greedy(Rewriter):
         def finish(self, dump: EndOfDump) -> dict[str, bytes]:

@@ -34,7 +34,7 @@ from tests.playbook import (
     while_connected,
 )
 from transform.chain import Chain, EndOfDump
-from transform.memory import PAGE_SIZE
+from transform.extents import PAGE_SIZE
 
 pytestmark = pytest.mark.t1
 

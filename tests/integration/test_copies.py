@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.integration.criu_death import stand_safely
 from tests.nodes import Node, Nodes, Program, assert_runs, migrate, start_cache, start_migrate, summary, until
 from tests.programs.selfcheck import kill_and_wait
 
@@ -91,6 +92,7 @@ async def test_killed_in_a_copy(nodes: Nodes, a: Node, b: Node, criu_latest: Pat
     criu = await half_way(a, migrating)
     where = a
     if victim == "criu":
+        await stand_safely(a, check)
         kill_and_wait(criu)
         migrating.signal(signal.SIGCONT)
         assert await migrating.wait(90) == 0

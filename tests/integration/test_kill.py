@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.integration.criu_death import stand_safely
 from tests.nodes import Node, Nodes, Program, assert_runs, start_cache, start_migrate, until
 from tests.programs.selfcheck import SelfCheck, kill_and_wait
 
@@ -83,6 +84,8 @@ async def _run(nodes: Nodes, a: Node, b: Node, criu: Path, draw: random.Random, 
     event, spread = draw.choice(MOMENTS)
     await wait_moment(cache, proxy, event, draw.uniform(0, spread))
     where, words = VICTIMS[victim]
+    if victim == "dump":
+        await stand_safely(a, check)
     kill_all(a if where == "a" else b, words)
     if victim == "cache":
         await cache.wait()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.integration.criu_death import stand_safely
 from tests.integration.old_criu import Shim
 from tests.nodes import Node, Nodes, Program, assert_runs, start_cache, start_proxy, until
 from tests.programs.selfcheck import SelfCheck, kill_and_wait
@@ -75,6 +76,8 @@ class Migration:
         dumping = self._here.start("dump", "-t", check.pid, hook="imgproxy-hook")
         await self._moment(cache, dumping)
         where, words = VICTIMS[victim]
+        if victim == "dump":
+            await stand_safely(a, check)
         _kill(a if where == "a" else b, words)
         if victim == "cache":
             await cache.wait()

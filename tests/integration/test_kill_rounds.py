@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_rounds import go_on, planned, runs, told
+from tests.integration.criu_death import stand_safely
 from tests.integration.test_kill import (
     KILLS,
     SETTLED,
@@ -73,6 +74,8 @@ async def _run(nodes: Nodes, a: Node, b: Node, criu: Path, draw: random.Random, 
     proxy = start_migrate(a, check.pid, cache.address, command, "--rounds", 2, "--timeout", 20, "--reconnect", 3)
     await _wait_for(plan, cache, proxy, moment, draw)
     where, words, _ = DYING[victim]
+    if victim == "dump":
+        await stand_safely(a, check)
     kill_all(a if where == "a" else b, words)
     go_on(plan)
     if victim == "cache":

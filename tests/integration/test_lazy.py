@@ -202,7 +202,11 @@ async def assert_one_history(check: SelfCheck, a: Node, b: Node) -> None:
 
 @pytest.mark.parametrize(
     ("options", "reason"),
-    [(["--no-wait-restored"], "leave --no-wait-restored out"), (["--tcp-established"], "--tcp-established")],
+    [
+        (["--no-wait-restored"], "leave --no-wait-restored out"),
+        (["--tcp-established"], "--tcp-established"),
+        (["--action-script", "/bin/true"], "leave --action-script out"),
+    ],
 )
 async def test_refused(nodes: Nodes, a: Node, criu_latest: Path, options: list[str], reason: str) -> None:
     check = await nodes.start_memcheck(a)

@@ -12,6 +12,7 @@ import pytest
 
 from imgproxy.commands.rounds import UNKNOWN_TO_CRIU
 from tests.fake_rounds import planned, runs, told, value
+from tests.integration.criu_death import stand_safely
 from tests.nodes import Node, Nodes, Program, assert_runs, restore, start_cache, until
 
 pytestmark = pytest.mark.t2
@@ -278,6 +279,8 @@ async def test_what_does_not_go_together(a: Node, words: list[str], said: str) -
 
 
 async def test_other_ways_to_be_asked_wrongly(a: Node) -> None:
+    done = await a.run("imgproxy", "-D", a.directory, "--to", "127.0.0.1:9", "--arch", "aarch64", "--no-hook")
+    assert done.code == 2 and "--no-hook: what cannot change ISA" in done.stderr
     done = await a.run("imgproxy", "-D", a.directory, "--to", "127.0.0.1:9", "--page-server-port", 5)
     assert done.code == 2 and "--page-server-port" in done.stderr
     spaced = a.directory / "a directory"
@@ -379,6 +382,7 @@ async def test_criu_dies_while_it_brings_pages(
     dumping = await start_dump(a, command, check.pid)
     begun = await proxy.wait_log("round 1 begins")
     assert begun["action"] == "dump"
+    await stand_safely(a, check)
     dumping.signal(9)
     dropped = await proxy.wait_log("round 1 was dropped; the process runs on")
     assert dropped["reason"].startswith("criu left ")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from scripts.benchmarks import isa, near_live
+from scripts.benchmarks import abroad, isa, near_live
 from scripts.benchmarks.__main__ import BENCHMARKS, BY_NAME, parse, size_of
 from scripts.benchmarks.remote import judged
 from scripts.benchmarks.remote_pairs import held
@@ -193,6 +193,17 @@ def test_figures_of_near_live() -> None:
         (0.045, True),
         (0.167, True),
         (0.056, True),
+    ]
+
+
+def test_figures_of_abroad() -> None:
+    phases = {"dump and send": 0.1, "last bytes": 0.2, "restore": 2.0, "resume there": 0.3}
+    told = [{"frozen": frozen, "phases": phases} for frozen in (2.5, 3.0, 2.75)]
+    ways = [abroad.Way("x86-64", [], [4.0, 3.0, 5.0], told), abroad.Way("aarch64", ["--arch"], [1.0], told[:1])]
+    report = abroad.judged(Workload(16 * MIB), ways)
+    assert report.rows == [
+        ("to x86-64", "4.00 s", "2.75 s", "0.10 s", "0.20 s", "2.00 s", "0.30 s"),
+        ("to aarch64 --arch", "1.00 s", "2.50 s", "0.10 s", "0.20 s", "2.00 s", "0.30 s"),
     ]
 
 

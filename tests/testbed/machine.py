@@ -60,12 +60,14 @@ class Hardware:
     """What tests may choose: memory as QEMU takes it, and the CPU by QEMU's name, "" for all that it can emulate.
 
     `steady`: the machine's own time passes with the instructions that it executes, one in each nanosecond, so that it
-    sees a processor of a usual speed, however slowly and beside what else that is emulated.
+    sees a processor of a usual speed, however slowly and beside what else that is emulated. `lan`: a descriptor of a
+    network device of the host (tap), the cable of a second one here, `eth1`.
     """
 
     memory: str = "1G"
     cpu: str = ""
     steady: bool = False
+    lan: int | None = None
 
 
 def qemu(
@@ -84,6 +86,8 @@ def qemu(
     for name, path in (("clone", places.clone), ("cache", places.cache)):
         words += ["-fsdev", f"local,id={name},path={path},security_model=none,readonly=on,multidevs=remap"]
         words += ["-device", f"virtio-9p-pci,fsdev={name},mount_tag={name}"]
+    if hardware.lan is not None:
+        words += ["-netdev", f"tap,id=lan,fd={hardware.lan}", "-device", "virtio-net-pci,netdev=lan,romfile="]
     if agent is None:
         return [*words, "-serial", "mon:stdio"]
     words += ["-serial", "stdio", "-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={agent}"]
@@ -115,7 +119,7 @@ def running(isa: str, places: Places, hardware: Hardware) -> Iterator[tuple[sock
             stdin=subprocess.DEVNULL,
             stdout=console,
             stderr=subprocess.STDOUT,
-            pass_fds=theirs,
+            pass_fds=theirs if hardware.lan is None else (*theirs, hardware.lan),
         )
         opened.callback(process.wait)
         opened.callback(process.kill)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nodes import Node, Nodes, Program, open_nodes, start_cache, until
+from tests.integration.old_criu import Shim
+from tests.nodes import Node, Nodes, Program, open_nodes, start_cache, start_proxy, until
 from tests.programs import Programs
 from tests.testbed.guest import guest
 from tests.testbed.guest_nodes import PATIENCE
@@ -27,6 +28,9 @@ OPTIONS = ("--tcp-established", "--file-locks", "--network-lock=skip")
 #: A command in a folder; and what has it look.
 IN_FOLDER = 'cd "$0"; exec "$@"'
 LOOK = 'cd "$0"; touch look-1; until [ -e ready-2 ]; do sleep 0.1; done; cat report-1'
+RESTORE = ("sh", "-c", 'cd /run/there && criu restore --stream -D . -d -o log --action-script "$PWD/imgcache-hook"')
+#: Has it go on that was stopped when it was dumped, and end; and shows what it wrote.
+END = 'touch "$1"; pkill -CONT -f "^$2"; while pgrep -f "^$2" >/dev/null; do sleep 0.1; done; cat "$0"'
 
 
 async def test_there_and_back_again(
@@ -47,6 +51,7 @@ async def test_there_and_back_again(
         both = Both(there, nodes, here, cache, criu_latest, pair)
         await both.crew(tmp_path / "written", tmp_path / "stop")
         await both.belongings(make_node_dir())
+        await both.by_remote(tmp_path / "written-there", tmp_path / "stop-there")
 
 
 class Both:
@@ -91,6 +96,32 @@ class Both:
         await until((folder / "report-2").exists, "it to look at all")
         assert wrong((folder / "report-2").read_text()) == []
         await self._alone()
+
+    async def by_remote(self, written: Path, stop: Path) -> None:
+        """The six threads again, as `criu --remote` brings them: their stacks are in a pre-dump. They end there."""
+        there, here, crew = self.there, self.here, self.pair / "crew"
+        pid = await self.nodes.start_quiet(here, crew, 2**30, written, NAP, stop)
+        done = await here.run("imgproxy", "trap", pid)
+        assert done.code == 0, done.output
+        for snapshot in ("s0", "s1"):
+            (here.directory / snapshot).mkdir(mode=0o700)
+        where = ["--remote", "-D", here.directory / "s0", "-D", here.directory / "s1"]
+        proxy = await start_proxy(
+            here, there.address, *where, "--insecure", "--arch", "aarch64", "--binaries", self.pair
+        )
+        shim, scratch = Shim(self.nodes, here, self.criu), self.nodes.make_node_dir()
+        pre_dump = shim.start("predump", "-t", pid, snapshot="s0", scratch=scratch)
+        assert await pre_dump.wait() == 0, pre_dump.stderr
+        dump = shim.start("dump", "-t", pid, "--before", scratch, snapshot="s1", hook="imgproxy-hook")
+        assert await dump.wait() == 0, dump.stderr
+        assert (await proxy.ended()).code == 0, proxy.stderr
+        assert not here.processes()
+        done = await there.vm.run(*RESTORE, deadline=PATIENCE)
+        assert done.code == 0, done.output
+        done = await there.vm.run("sh", "-c", END, written, stop, crew, deadline=PATIENCE)
+        expected = written.with_name("expected-there")
+        output(crew, done.stdout.split()[0], expected, 0)
+        assert done.stdout == expected.read_text()
 
     async def _alone(self) -> None:
         node = self.cache.node

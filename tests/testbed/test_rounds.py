@@ -66,10 +66,14 @@ async def test_rounds_that_go_well_and_rounds_that_do_not(programs: Programs) ->
 
 
 async def dies_at_work(vm: Guest, proxy: Command, root: int) -> None:
-    """A pre-dump is killed. It cannot have come to its end: the cache, which is held, does not say that it has all."""
-    dying = await vm.start("sh", "-c", TYPED, "sh", "pre-dump", root, "", "")
+    """A pre-dump is killed, when it has let the tasks go: earlier it could take them along. It cannot have come to its
+    end: the cache, which is held, does not say that it has all."""
+    log = "/run/dying.log"
+    dying = await vm.start("sh", "-c", TYPED, "sh", "pre-dump", root, "", f"-v4 -o {log}")
     assert (await vm.run("pkill", "-STOP", "-f", "imgcache -D")).code == 0
     await proxy.wait_stderr('"round 2 begins"', SLOW)
+    gone_on = f"until grep -q 'Pre-dumping tasks' {log}; do sleep 0.1; done"
+    assert (await vm.run("sh", "-c", gone_on, deadline=SLOW)).code == 0
     assert (await vm.run("pkill", "-KILL", "-f", "^criu pre-dump")).code == 0
     assert (await vm.run("pkill", "-CONT", "-f", "imgcache -D")).code == 0
     await dying.wait(SLOW)

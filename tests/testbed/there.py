@@ -29,15 +29,16 @@ class There:
     def __init__(self, vm: Guest) -> None:
         self.vm = vm
         self.address = ""  #: of its cache, for `--to` here
+        self.home = HOST  #: where this machine's caches are, seen from there
         self._cache: Command | None = None
         self._source: Command | None = None
         self._runs = 0
 
-    async def open(self) -> None:
-        """Start what it has."""
+    async def open(self, *options: object) -> None:
+        """Start what it has; `options` are the cache's."""
         assert (await self.vm.run("mkdir", "-m", "700", "/run/there")).code == 0
         listen = ["--listen", f"0.0.0.0:{PORT}", "--insecure", "--allow-restore"]
-        self._cache = await self.vm.start("imgcache", "-D", "/run/there", *listen)
+        self._cache = await self.vm.start("imgcache", "-D", "/run/there", *listen, *options)
         self._source = await self.vm.start("python3", "-m", "tests.testbed.preloaded")
         await self._cache.wait_stderr('"ready"', PATIENCE)
         self.address = f"127.0.0.1:{await self.vm.forward(PORT)}"
@@ -64,7 +65,7 @@ class There:
         """The same, to whatever end."""
         assert self._source
         self._runs += 1
-        words = ["migrate", str(pid), "--to", f"{HOST}:{cache.address.rpartition(':')[2]}", "--insecure"]
+        words = ["migrate", str(pid), "--to", f"{self.home}:{cache.address.rpartition(':')[2]}", "--insecure"]
         words += ["--arch", "x86-64", "--binaries", str(pair), "--journal", "/run/journal", *map(str, options)]
         await self._source.wait_stderr("ready", PATIENCE)
         await self._source.write(json.dumps([words, "/run/out", "/run/err"]).encode() + b"\n")
