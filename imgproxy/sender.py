@@ -182,7 +182,9 @@ class ImageSender:
         kept = sum(len(pagemap.data) for one in self._pagemaps.values() for pagemap in one.values())
         if kept + len(data) > COLLECTED_LIMIT:
             raise RemoteProtocolError(f"{name}: pagemaps of {COLLECTED_LIMIT >> 20} MiB are kept already")
-        self._pagemaps.setdefault(self._round, {})[name] = await trio.to_thread.run_sync(Pagemap, name, data)
+        pagemap = await trio.to_thread.run_sync(Pagemap, name, data)
+        if self._is_pre_dump:  # else it was told meanwhile that this is the dump, whose transforms are still to take it
+            self._pagemaps.setdefault(self._round, {})[name] = pagemap
 
     def earlier_rounds(self) -> list[tuple[Mapping[str, Pagemap], Mapping[str, SentImage]]]:
         """Pagemaps and images of the pre-dumps, the latest first; only where a transform needs memory."""

@@ -30,6 +30,7 @@ from tests.imgproxy.remote_capture import (
     says,
     variant_option,
 )
+from tests.nodes import until
 from transform.chain import Chain, EndOfDump
 from transform.images.pagemap import PagemapWriter
 
@@ -277,6 +278,7 @@ async def test_a_dump_that_is_told_too_late_is_refused(node_dir: Path) -> None:
         criu = capture.criu("s1")
         await criu.push()
         await criu.image("pagemap-7.img", PagemapWriter(1).encode())
+        await until(lambda: "pagemap-7.img" in capture.sender.images, "the pagemap to go out")
         assert await hung_up(await criu.ask(entry("core-7.img", "s1", 1)))
         await criu.image("inventory.img", b"i")
         await criu.finish()

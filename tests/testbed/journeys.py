@@ -25,7 +25,7 @@ from tests.testbed.guest_nodes import PATIENCE
 from tests.testbed.there import There
 from tests.toolchain.pairs import run
 
-#: The part of its time within which a job is moved for the last time, and seconds of a stay there, where it is about
+#: The part of its time within which a job leaves for the last time, and seconds of a stay there, where it is about
 #: ten times slower.
 LATEST, STAY = 0.9, 1.0
 MOST_LEGS = 4
@@ -102,14 +102,15 @@ class Journeys:
             node = await self.nodes.make()
             self._made.append((node, await start_cache(node, "--allow-restore", criu=self.criu)))
 
-    async def go(self, job: Job, draw: random.Random) -> None:
-        """One journey, of up to MOST_LEGS legs; AssertionError if a leg fails, or not all was done in the end."""
-        legs = draw.randint(1, MOST_LEGS)
+    async def go(self, job: Job, draw: random.Random, legs: int = 0, latest: float = LATEST) -> None:
+        """One journey, of so many legs, or up to MOST_LEGS; AssertionError if a leg fails, or not all was done in the
+        end. `latest`: the part of its time within which it leaves for the last time."""
+        legs = legs or draw.randint(1, MOST_LEGS)
         journey = _Journey(self, job, self._new_folder())
         await journey.start()
         for leg in range(legs):
             here = leg % 2 == 0
-            await trio.sleep(draw.uniform(0, LATEST * job.seconds / ((legs + 1) // 2) if here else STAY))
+            await trio.sleep(draw.uniform(0, latest * job.seconds / ((legs + 1) // 2) if here else STAY))
             if not await (journey.leave() if here else journey.come_back()):
                 break  # it was done before
         done = await journey.end()

@@ -1,7 +1,9 @@
-"""Running trees of processes go from this machine, x86-64, to a guest on aarch64, and come back: one that computes, and
-one that holds what CRIU carries beside memory (sockets, pipes, timers, signals, files, threads in system calls).
+"""Running trees of processes go from this machine, x86-64, to a guest on aarch64, and come back: one of threads, one
+that holds what CRIU carries beside memory (sockets, pipes, timers, signals, files, threads in system calls), and
+programs that work: a kernel of NPB, and Lua.
 """
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from tests.nodes import Node, Nodes, Program, open_nodes, start_cache, start_pro
 from tests.programs import Programs
 from tests.testbed.guest import guest
 from tests.testbed.guest_nodes import PATIENCE
+from tests.testbed.jobs import kernels, lua
+from tests.testbed.journeys import Job, Journeys
 from tests.testbed.there import There
 from tests.toolchain.conftest import make_toolchain
 from tests.toolchain.pairs import PROGRAMS, output
@@ -20,6 +24,8 @@ pytestmark = pytest.mark.t3
 
 #: Milliseconds that the program sleeps at a time: it must leave the guest, which has one processor, to others.
 NAP = 100
+#: Which kernel works. The part of its time within which what works leaves: it is to come back before it has ended.
+KERNEL, EARLY = ("cg", "W"), 0.5
 #: What holds all kinds of things looks at them so often: there, and here again. The lines that it writes.
 LOOKS, KINDS = 2, 18
 #: What CRIU must be told. Nobody else is at the connections, and a lock on them would stay in the firewall here, where
@@ -36,8 +42,11 @@ END = 'touch "$1"; pkill -CONT -f "^$2"; while pgrep -f "^$2" >/dev/null; do sle
 async def test_there_and_back_again(
     programs: Programs, make_node_dir: Callable[[], Path], criu_latest: Path, tmp_path: Path
 ) -> None:
-    """Both in one guest: to boot it and to start programs there takes longer than a move."""
-    pair = tmp_path / "pair"
+    """All in one guest: to boot it and to start programs there takes longer than a move."""
+    pair, working = tmp_path / "pair", []
+    for build in (kernels, lua):
+        (place := tmp_path / build.__name__).mkdir()
+        working += [job for job in build(place) if build is lua or job.words == KERNEL]
     for name, sources in (
         ("crew", [PROGRAMS / "crew.c"]),
         ("belongings", sorted((PROGRAMS / "belongings").glob("*.c"))),
@@ -48,14 +57,15 @@ async def test_there_and_back_again(
         await there.open()
         here, other = await nodes.make(), await nodes.make()
         cache = await start_cache(other, "--allow-restore", criu=criu_latest)
-        both = Both(there, nodes, here, cache, criu_latest, pair)
-        await both.crew(tmp_path / "written", tmp_path / "stop")
-        await both.belongings(make_node_dir())
-        await both.by_remote(tmp_path / "written-there", tmp_path / "stop-there")
+        travellers = Travellers(there, nodes, here, cache, criu_latest, pair)
+        await travellers.crew(tmp_path / "written", tmp_path / "stop")
+        await travellers.belongings(make_node_dir())
+        await travellers.by_remote(tmp_path / "written-there", tmp_path / "stop-there")
+        await travellers.work(working, make_node_dir)
 
 
-class Both:
-    """The two, one after the other."""
+class Travellers:
+    """All of them, one after the other."""
 
     def __init__(self, there: There, nodes: Nodes, here: Node, cache: Program, criu: Path, pair: Path) -> None:
         self.there, self.nodes, self.here, self.cache, self.criu, self.pair = there, nodes, here, cache, criu, pair
@@ -122,6 +132,16 @@ class Both:
         expected = written.with_name("expected-there")
         output(crew, done.stdout.split()[0], expected, 0)
         assert done.stdout == expected.read_text()
+
+    async def work(self, jobs: list[Job], make_folder: Callable[[], Path]) -> None:
+        """They go there and come back while they work; all that they have done in the end is as if they had not."""
+        journeys, draw = Journeys(self.there, self.nodes, self.criu, make_folder), random.Random(1)
+        await journeys.open()
+        for number, job in enumerate(jobs, 1):
+            job.run_unmoved(make_folder())
+            await self.there.install(job.pair, job.name)
+            await journeys.go(job, draw, legs=2, latest=EARLY)
+            assert journeys.changes == {"there": number, "back": number}, job.words
 
     async def _alone(self) -> None:
         node = self.cache.node

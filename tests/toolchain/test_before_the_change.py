@@ -119,9 +119,14 @@ def states(pids: list[int]) -> str:
     return "".join(status_of(task)["State"][0] for task in pids)
 
 
+async def whole_tree(pid: int) -> list[int]:
+    """Both of its processes, once it has forked."""
+    await until(lambda: len(proc.tree(pid)) == 2, "it to have a child")
+    return [task.pid for task in proc.tree(pid)]
+
+
 async def test_a_tree_is_brought_to_points_and_runs_on(pid: int) -> None:
-    tree = [task.pid for task in proc.tree(pid)]
-    assert len(tree) == 2
+    tree = await whole_tree(pid)
     resumed: set[int] = set()
     async with standing(pid, resumed):
         assert states(tree) == "TT"
@@ -134,7 +139,7 @@ async def test_a_tree_is_brought_to_points_and_runs_on(pid: int) -> None:
 
 
 async def test_what_is_given_up_stands(pid: int) -> None:
-    tree = [task.pid for task in proc.tree(pid)]
+    tree = await whole_tree(pid)
     os.kill(tree[1], signal.SIGSTOP)
     await until(lambda: states(tree[1:]) == "T", "one to stop")
     resumed: set[int] = set()

@@ -335,13 +335,46 @@ private:
     }
   }
 
+  // Where code generation has to have made the frame: the entry, or, if that only decides whether to return at once, what
+  // comes then. The way that returns at once gets a return of its own, so that it needs no frame.
+  BasicBlock &beginOfFrame() {
+    BasicBlock &Entry = F.getEntryBlock();
+    auto *Branch = dyn_cast<BranchInst>(Entry.getTerminator());
+    if (!Branch || !Branch->isConditional() || usesFrame(Entry))
+      return Entry;
+    for (unsigned Way : {0, 1}) {
+      BasicBlock *Returning = Branch->getSuccessor(Way), *Rest = Branch->getSuccessor(1 - Way);
+      if (Rest == Returning || Rest->getSinglePredecessor() != &Entry || !isa<ReturnInst>(*Returning->getFirstNonPHIOrDbg()))
+        continue;
+      Branch->setSuccessor(Way, returnFrom(Entry, *Returning));
+      return *Rest;
+    }
+    return Entry;
+  }
+
+  bool usesFrame(const BasicBlock &Block) {
+    return any_of(Block, [&](const Instruction &I) { return is_contained(I.operands(), Frame); });
+  }
+
+  // What `Returning` returns to who comes from `Block`.
+  BasicBlock *returnFrom(BasicBlock &Block, BasicBlock &Returning) {
+    auto *New = BasicBlock::Create(F.getContext(), "at.once", &F, &Returning);
+    auto *Return = cast<ReturnInst>(Returning.getTerminator())->clone();
+    Return->insertInto(New, New->end());
+    for (Value *V : Return->operand_values())
+      if (auto *Phi = dyn_cast<PHINode>(V); Phi && Phi->getParent() == &Returning)
+        Return->setOperand(0, Phi->getIncomingValueForBlock(&Block));
+    Returning.removePredecessor(&Block);
+    return New;
+  }
+
   void finish() {
     Size = alignTo(std::max<uint64_t>(Size, 1), FrameAlign);
     Frame->setAllocatedType(ArrayType::get(Byte, Size));
     auto *Long = Type::getInt64Ty(F.getContext());
     for (auto &[Gep, Offset] : Places)
       Gep->setOperand(1, ConstantInt::get(Long, Size - Offset));
-    IRBuilder<> Start(&*F.getEntryBlock().getFirstNonPHIOrDbgOrAlloca());
+    IRBuilder<> Start(&*beginOfFrame().getFirstNonPHIOrDbgOrAlloca());
     Start.CreateIntrinsic(Intrinsic::experimental_stackmap, {},
                           {Start.getInt64(Number), Start.getInt32(0), Frame});
   }

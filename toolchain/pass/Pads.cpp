@@ -1,5 +1,6 @@
 #include "Pads.h"
 
+#include "llvm/IR/InstIterator.h"
 #include "llvm/IR/Instructions.h"
 #include "llvm/IR/IntrinsicInst.h"
 
@@ -18,12 +19,12 @@ static void padFrame(AllocaInst &Frame, uint64_t Bytes, uint64_t Above) {
     }
 }
 
-// The stack map in the entry block has the frame's number and the frame.
+// The stack map of a function has the frame's number and the frame.
 void padFrames(Module &M, const std::map<uint64_t, Pad> &Pads) {
   for (Function &F : M) {
     if (F.isDeclaration())
       continue;
-    for (Instruction &I : F.getEntryBlock()) {
+    for (Instruction &I : instructions(F)) {
       auto *Map = dyn_cast<IntrinsicInst>(&I);
       if (!Map || Map->getIntrinsicID() != Intrinsic::experimental_stackmap)
         continue;
