@@ -1,6 +1,5 @@
 """`imgcache`: the entry point. The action script starts without the command line's libraries."""
 
-import gc
 import sys
 
 
@@ -10,11 +9,10 @@ def main() -> None:
         from imgcache import hook
 
         sys.exit(hook.main())
-    gc.disable()  # while what stays is made: a tenth of the start
-    from imgcache import cli
+    from imgnode.quick_start import loading
 
-    gc.freeze()  # none of it is looked at again
-    gc.enable()
+    with loading():
+        from imgcache import cli
     cli.app()
 
 

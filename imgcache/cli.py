@@ -7,8 +7,6 @@ from typing import Annotated
 
 import trio
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from imgcache.hook import SOCKET
 from imgcache.host import HostConfig
@@ -108,10 +106,9 @@ def status(
             for session in sessions:
                 print(json.dumps(session))
             return 0
-        Console().print(_table(sessions) if sessions else "no sessions")
-        for one in sessions:
-            if one["reason"]:
-                print(f"{one['name']}: {one['reason']}")
+        from imgcache.sessions_table import show  # its library takes a sixth of the time that a start takes
+
+        show(sessions)
         return 0
 
     raise typer.Exit(run_program("imgcache", False, main))
@@ -148,18 +145,6 @@ def drop(
 @app.command()
 def hook() -> None:
     """The action script of criu restore (criu runs it; as a program without arguments: imgcache-hook)."""
-
-
-def _table(sessions: list[Request]) -> Table:
-    """A row for each session."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("SESSION", "STATE", "IMAGES", "BYTES", "MEMORY", "SPOOL", "SOURCE", "RESTORE"):
-        table.add_column(heading, no_wrap=True)
-    for one in sessions:
-        sizes = (show_size(one[key]) for key in ("bytes", "memory", "spool"))
-        restore = f"criu {one['restore']}" if one["restore"] else "-"
-        table.add_row(one["name"], one["state"], str(one["images"]), *sizes, one["source"], restore)
-    return table
 
 
 def _ask(directory: Path, request: Request) -> list[Request]:

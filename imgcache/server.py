@@ -27,8 +27,7 @@ from imgnode.command_line import Wire
 from imgnode.control import serve_control
 from imgnode.criu import Criu
 from imgnode.greeting import GREETING_TIMEOUT
-from imgnode.metrics import Metrics
-from imgnode.metrics import serve as serve_metrics
+from imgnode.metrics import Metrics, metrics_server
 from imgnode.nursery import flat_nursery
 from imgnode.preflight import gather
 from imgnode.tcp_peer import is_trusted
@@ -78,8 +77,9 @@ class CacheServer:
         self._config = config
         journal = config.journal or config.directory / "journal"
         journal.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._metrics = Metrics()
-        self._registry = Registry(config.directory, journal, config.spool, config.memory_limit, self._metrics)
+        self._metrics_server = metrics_server(config.metrics)
+        metrics = self._metrics_server.metrics if self._metrics_server else Metrics()
+        self._registry = Registry(config.directory, journal, config.spool, config.memory_limit, metrics)
         self._requests = Requests(self._registry)
         self._host = Host(self._registry, self._requests, config.host)
         self._criu = Criu(config.host.criu)
@@ -112,8 +112,8 @@ class CacheServer:
             _log.warning("taken up from the journal", session=session.name, state=session.state)
             await nursery.start(self._host.run, session)
         await nursery.start(self._host.take_restores, directory, None, self._config.work_directories)
-        if self._config.metrics:
-            await nursery.start(serve_metrics, self._config.metrics, self._metrics.registry)
+        if self._metrics_server:
+            await nursery.start(self._metrics_server.serve)
         for name, sockets in systemd.listen_fds().items():
             for sock in sockets:
                 self._check_activated(sock, name)

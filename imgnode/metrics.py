@@ -1,158 +1,94 @@
-"""Figures for Prometheus, counted by both programs and served when `--metrics HOST:PORT` asks for them.
+"""What both programs count. Where nobody asks for it (`--metrics`), nothing is: see `imgnode.metrics_server`.
 
-prometheus_client's own server is a thread per scrape. This one is a trio task: one GET, one answer, then the
-connection is closed. Every bound is small, because anybody who can reach the port may connect. Each running
-program has its own registry, so several can live in one process, as they do in the tests.
+The protocols are the part of prometheus_client's metrics that is used. To load that library takes a fifth of the time
+that a program needs to start.
 """
 
-from dataclasses import dataclass, field
-from urllib.parse import urlsplit
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
 
-import trio
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+if TYPE_CHECKING:
+    from imgnode.metrics_server import MetricsServer
 
-from imgwire.errors import UsageError
 
-MAX_REQUEST = 8192
-"""Bytes of a request's head, all headers together; what the common HTTP servers allow."""
+class Counter(Protocol):
+    """Counts up; one for each set of labels."""
 
-REQUEST_DEADLINE = 10.0
-"""Seconds for a whole exchange: Prometheus gives a scrape 10 s by default."""
+    def labels(self, *labelvalues: Any) -> "Counter":
+        """That of these labels."""
+        ...
 
-MAX_CONNECTIONS = 16
-"""Connections that are answered at once; others wait in the listen queue."""
+    def inc(self, amount: float = 1) -> None:
+        """Count."""
+        ...
 
-DURATIONS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-"""Upper bounds of the histograms, in seconds: from an empty process to a hundred gigabytes."""
+
+class Gauge(Protocol):
+    """A value that is asked for."""
+
+    def labels(self, *labelvalues: Any) -> "Gauge":
+        """That of these labels."""
+        ...
+
+    def set_function(self, f: Callable[[], float]) -> None:
+        """Whom to ask."""
+        ...
+
+
+class Histogram(Protocol):
+    """How often something took how long."""
+
+    def observe(self, amount: float) -> None:
+        """Once so long."""
+        ...
+
+
+class _Nothing:
+    """Any of them, where nobody wants to know."""
+
+    def labels(self, *_values: Any) -> "_Nothing":
+        return self
+
+    def inc(self, amount: float = 1) -> None:
+        """Do not count."""
+
+    def set_function(self, f: Callable[[], float]) -> None:
+        """Do not ask."""
+
+    def observe(self, amount: float) -> None:
+        """Do not count."""
+
+
+_NOTHING = _Nothing()
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What both programs count. `registry` holds all of it and goes to `serve`."""
+    """What both programs count."""
 
-    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
-    image_bytes: Counter = field(init=False)
+    image_bytes: Counter = _NOTHING
     """Bytes of images, by direction (`in`, `out`) and kind (the image's name without its number: `pages`,
     `core`).
     """
-    sessions: Gauge = field(init=False)
+    sessions: Gauge = _NOTHING
     """Sessions now, by state."""
-    reconnects: Counter = field(init=False)
+    reconnects: Counter = _NOTHING
     """Times that a cut link was joined again."""
-    zstd_bytes: Counter = field(init=False)
+    zstd_bytes: Counter = _NOTHING
     """Bytes before (`in`) and after (`out`) compression."""
-    patches: Counter = field(init=False)
+    patches: Counter = _NOTHING
     """Ranges rewritten in place before a set was complete."""
-    restore_seconds: Histogram = field(init=False)
+    restore_seconds: Histogram = _NOTHING
     """From the last image complete to the process restored."""
-    commit_seconds: Histogram = field(init=False)
+    commit_seconds: Histogram = _NOTHING
     """From the process restored to the hand-over committed."""
 
-    def __post_init__(self) -> None:
-        self._counter("image_bytes", "Bytes of images", ("direction", "kind"))
-        self._counter("reconnects", "Links joined again after a cut", ())
-        self._counter("zstd_bytes", "Bytes before and after compression", ("direction",))
-        self._counter("patches", "Ranges rewritten in place", ())
-        self._set("sessions", Gauge("imgnode_sessions", "Sessions by state", ("state",), registry=self.registry))
-        self._histogram("restore_seconds", "From complete to restored")
-        self._histogram("commit_seconds", "From restored to committed")
 
-    def _set(self, name: str, metric: Counter | Gauge | Histogram) -> None:
-        object.__setattr__(self, name, metric)
+def metrics_server(address: str | None) -> "MetricsServer | None":
+    """Who counts and serves, where that is asked for; its library is loaded then."""
+    if not address:
+        return None
+    from imgnode.metrics_server import MetricsServer
 
-    def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> None:
-        self._set(name, Counter(f"imgnode_{name}", text, labels, registry=self.registry))
-
-    def _histogram(self, name: str, text: str) -> None:
-        self._set(name, Histogram(f"imgnode_{name}", text, buckets=DURATIONS, registry=self.registry))
-
-
-async def serve(
-    address: str,
-    registry: CollectorRegistry,
-    *,
-    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answer scrapes on `address` ("HOST:PORT", "[::1]:9100"; port 0 takes a free one) until cancelled.
-
-    Starts with the addresses that it listens on. UsageError for an address that makes no sense or is taken.
-    """
-    host, port = _parse(address)
-    try:
-        listeners = await trio.open_tcp_listeners(port, host=host)
-    except OSError as error:
-        raise UsageError(f"--metrics {address}: cannot listen there ({error}): name a free local address") from error
-    limit = trio.CapacityLimiter(MAX_CONNECTIONS)
-
-    async def answer(stream: trio.SocketStream) -> None:
-        async with stream, limit:
-            with trio.move_on_after(REQUEST_DEADLINE):
-                await _exchange(stream, registry)
-
-    bound = [listener.socket.getsockname()[:2] for listener in listeners]
-    task_status.started(bound)
-    await trio.serve_listeners(answer, listeners)
-
-
-def _parse(address: str) -> tuple[str, int]:
-    try:
-        parts = urlsplit(f"//{address}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = port = None
-    if host is None or port is None or parts.netloc != address:
-        raise UsageError(f"--metrics {address}: this is no address: write HOST:PORT, such as 127.0.0.1:9100")
-    return host, port
-
-
-async def _exchange(stream: trio.SocketStream, registry: CollectorRegistry) -> None:
-    """One request, one answer. A peer that breaks off or sends no HTTP only loses its own answer."""
-    try:
-        head = await _receive_head(stream)
-        if head is not None:
-            await stream.send_all(_response(head, registry))
-            await stream.send_eof()
-    except trio.BrokenResourceError:
-        return
-
-
-async def _receive_head(stream: trio.SocketStream) -> bytes | None:
-    """Everything up to the empty line; what was received so far if it is too long; None if the peer left."""
-    head = b""
-    while b"\r\n\r\n" not in head and len(head) <= MAX_REQUEST:
-        received = await stream.receive_some(MAX_REQUEST)
-        if not received:
-            return None
-        head += received
-    return head
-
-
-def _response(head: bytes, registry: CollectorRegistry) -> bytes:
-    if b"\r\n\r\n" not in head:
-        return _message("431 Request Header Fields Too Large")
-    words = head.split(b"\r\n", 1)[0].split(b" ")
-    if len(words) != 3 or not words[2].startswith(b"HTTP/1."):
-        return _message("400 Bad Request")
-    method, target, _ = words
-    if target.split(b"?", 1)[0] not in (b"/metrics", b"/"):
-        return _message("404 Not Found")
-    if method not in (b"GET", b"HEAD"):
-        return _message("405 Method Not Allowed", extra="Allow: GET, HEAD\r\n")
-    body = generate_latest(registry)
-    return _message("200 OK", body, CONTENT_TYPE_PLAIN_0_0_4, with_body=method == b"GET")
-
-
-def _message(
-    status: str,
-    body: bytes = b"",
-    content_type: str = "text/plain; charset=utf-8",
-    *,
-    extra: str = "",
-    with_body: bool = True,
-) -> bytes:
-    head = (
-        f"HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {len(body)}\r\n"
-        f"{extra}Connection: close\r\n\r\n"
-    )
-    return head.encode() + (body if with_body else b"")
+    return MetricsServer(address)

@@ -6,9 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import trio
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, ProgressColumn, Task, TextColumn, TimeElapsedColumn
-from rich.text import Text
 
 from imgnode.command_line import show_size
 from imgproxy.convergence import RoundFigures
@@ -46,42 +43,6 @@ class Display(ABC):
         """Leave the screen in order."""
 
 
-class RateColumn(ProgressColumn):
-    """Bytes per second, in the units of the bytes beside it; nothing while there is none."""
-
-    def render(self, task: Task) -> Text:
-        """Its text."""
-        rate = task.finished_speed or task.speed
-        return Text(f"{show_size(rate)}/s" if rate else "", style="progress.data.speed")
-
-
-class TerminalDisplay(Display):
-    """A progress bar with bytes, rate and phase."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description:<12}"), BarColumn(), DownloadColumn(binary_units=True))
-        self._console = Console(stderr=True)
-        self._bar = Progress(*columns, RateColumn(), TimeElapsedColumn(), console=self._console)
-        self._task = self._bar.add_task("", total=None)
-        self._bar.start()
-
-    def phase(self, text: str) -> None:
-        self._bar.update(self._task, description=text)
-
-    def progress(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=max(done, total))
-
-    def round(self, figures: RoundFigures, predicted: float | None) -> None:
-        self._console.print(_round_line(figures, predicted), highlight=False)
-
-    def summary(self, summary: Summary) -> None:
-        self.close()
-        _print_lines(summary)
-
-    def close(self) -> None:
-        self._bar.stop()
-
-
 class LineDisplay(Display):
     """A line for each phase."""
 
@@ -92,10 +53,10 @@ class LineDisplay(Display):
         return
 
     def round(self, figures: RoundFigures, predicted: float | None) -> None:
-        self.phase(_round_line(figures, predicted))
+        self.phase(round_line(figures, predicted))
 
     def summary(self, summary: Summary) -> None:
-        _print_lines(summary)
+        print_lines(summary)
 
     def close(self) -> None:
         return
@@ -130,7 +91,7 @@ class JsonDisplay(Display):
         print(json.dumps(record), flush=True)
 
 
-def _round_line(figures: RoundFigures, predicted: float | None) -> str:
+def round_line(figures: RoundFigures, predicted: float | None) -> str:
     expected = "" if predicted is None else f"; a freeze of {predicted:.3f} s is expected now"
     seconds = figures.ended - figures.began
     there = f" ({show_size(figures.skipped * PAGE)} were there, {show_size(figures.zero * PAGE)} of zeroes)"
@@ -146,7 +107,11 @@ def choose(as_json: bool) -> Display:
     """The display that fits where the output goes."""
     if as_json:
         return JsonDisplay()
-    return TerminalDisplay() if sys.stderr.isatty() else LineDisplay()
+    if not sys.stderr.isatty():
+        return LineDisplay()
+    from imgproxy.terminal_display import TerminalDisplay  # its library takes a sixth of the time that a start takes
+
+    return TerminalDisplay()
 
 
 async def follow(session: SourceSession, display: Display) -> None:
@@ -195,6 +160,6 @@ def _following(session: SourceSession) -> str:
     return f"runs there, {left} of {total} still here{link}; this node must stay up"
 
 
-def _print_lines(summary: Summary) -> None:
+def print_lines(summary: Summary) -> None:
     for line in summary.lines():
         print(line)

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import trio
-from prometheus_client import Counter
 
-from imgnode.metrics import Metrics
+from imgnode.metrics import Counter, Metrics
 from imgnode.nursery import flat_nursery
 from imgnode.pipes import read_some
 from imgproxy.compression import THREADS, Compression

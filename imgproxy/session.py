@@ -23,8 +23,7 @@ from imgnode import proc
 from imgnode.channel import Channel
 from imgnode.greeting import SessionRefused
 from imgnode.journal import Journal
-from imgnode.metrics import Metrics
-from imgnode.metrics import serve as serve_metrics
+from imgnode.metrics import Metrics, metrics_server
 from imgnode.nursery import flat_nursery
 from imgnode.pacing import Pacer
 from imgnode.preflight import NodeFacts, restores_with_old_criu
@@ -107,7 +106,8 @@ class SourceSession:
         self.view = CacheView()
         self.channel = Channel(splices=config.dialer.splices, pacer=Pacer(config.limit_rate))
         self.compression = Compression(config.compress)
-        self.metrics = Metrics()
+        self._metrics_server = metrics_server(config.metrics)
+        self.metrics = self._metrics_server.metrics if self._metrics_server else Metrics()
         self.destination: NodeFacts | None = None
         self._transforms = make_chain
         self.sender = ImageSender(
@@ -158,8 +158,8 @@ class SourceSession:
                     if self.config.temporary:
                         self.config.directory.mkdir(mode=0o700)
                     async with self._told_at_the_end(), flat_nursery() as nursery:
-                        if self.config.metrics:
-                            await nursery.start(serve_metrics, self.config.metrics, self.metrics.registry)
+                        if self._metrics_server:
+                            await nursery.start(self._metrics_server.serve)
                         yield nursery
                         nursery.cancel_scope.cancel()
                 finally:
