@@ -1,7 +1,4 @@
-"""As `test_address.py`, but the server goes from this machine, x86-64, to a guest on aarch64, and back.
-
-A run of all tests leaves this out unless everything is asked for: IMGPROXY_PROGRAMS=all.
-"""
+"""As `test_address.py`, but the server goes from this machine, x86-64, to a guest on aarch64, and back."""
 
 from collections.abc import Callable
 from pathlib import Path
