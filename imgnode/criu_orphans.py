@@ -6,7 +6,7 @@ with CRIU 4.2.1, at each start, whether or not it knows the kernel already (`for
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable
 from typing import NamedTuple
 
 import structlog
@@ -24,24 +24,24 @@ class Known(NamedTuple):
 
     process: ProcessId
     group: int
-    words: tuple[str, ...]  #: its command line
+    words: list[str]  #: its command line
 
 
 def known(pid: int) -> Known:
     """The CRIU that has this pid. ProcessLookupError if it is gone."""
-    return Known(proc.identify(pid), proc.group(pid), tuple(proc.command_line(pid)))
+    return Known(proc.identify(pid), proc.group(pid), proc.command_line(pid))
 
 
 async def bury(criu: Known) -> None:
     """Return when that CRIU has ended, and its orphans with it."""
     await wait_dead([criu.process], math.inf)
-    await trio.to_thread.run_sync(end_orphans, criu.group, criu.words)
+    await trio.to_thread.run_sync(end_orphans, criu.group, lambda words: words == criu.words)
 
 
-def end_orphans(group: int, words: Collection[str]) -> None:
-    """Kill what was forked by a dead CRIU of that process group, and has not become another program: its command line
-    has these words of CRIU's. Whoever traces somebody is left alone: it is a CRIU at work. Blocking."""
-    for process in proc.namesakes(group, words):
+def end_orphans(group: int, called: Callable[[list[str]], bool]) -> None:
+    """Kill what was forked by a dead CRIU of that process group, and has not become another program: `called` knows it
+    by its command line. Whoever traces somebody is left alone: it is a CRIU at work. Blocking."""
+    for process in proc.members(group, called):
         if not proc.traced_by(process.pid):
             _log.info("criu was killed as it tried what the kernel does: its child is ended, too", pid=process.pid)
             proc.kill_tree([process])

@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 PROC = "/proc"
 
@@ -129,12 +129,12 @@ def group(pid: int) -> int:
     return int(_stat(pid)[_GROUP])
 
 
-def namesakes(group_id: int, words: Iterable[str]) -> list[ProcessId]:
-    """The processes of that process group that have all these words in their command lines."""
+def members(group_id: int, called: Callable[[list[str]], bool]) -> list[ProcessId]:
+    """The processes of that process group that are called so: `called` looks at a command line."""
     found = []
     for pid in _pids():
         try:
-            if group(pid) == group_id and set(words) <= set(command_line(pid)):
+            if group(pid) == group_id and called(command_line(pid)):
                 found.append(identify(pid))
         except ProcessLookupError:
             continue

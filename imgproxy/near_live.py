@@ -51,7 +51,7 @@ async def run_criu(
     try:
         code = await process.wait()
         if code:
-            await trio.to_thread.run_sync(end_orphans, process.pid, (words[1], words[words.index("-D") + 1]))
+            await trio.to_thread.run_sync(end_orphans, process.pid, {words[1], words[words.index("-D") + 1]}.issubset)
         return code
     finally:
         with trio.CancelScope(shield=True), trio.move_on_after(PATIENCE):

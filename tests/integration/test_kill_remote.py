@@ -26,6 +26,8 @@ VICTIMS = {
     "dump": ("a", ["tests.remote_shim dump"]),
     "restore": ("b", ["tests.remote_shim restore", "restore --stream"]),
 }
+#: What a killed CRIU leaves of itself (`imgnode/criu_orphans.py`): of the shim's nobody but the test knows.
+COPIES = ["criu dump --stream", "criu restore --stream"]
 #: Runs for each victim, at once.
 RUNS = 2
 #: When to kill: after what the cache has logged (None: after the start), plus a random part of so many seconds.
@@ -96,6 +98,8 @@ class Migration:
         await check.finish()
         await restoring.kill9()
         assert await cache.stop() == 0
+        for node in (a, b):
+            _kill(node, COPIES)
         await until(lambda: not a.processes() and not b.processes(), "everything to be gone")
         assert not list((a.directory / "journal").glob("*.journal")), "a session is left open at the source"
 
