@@ -20,7 +20,7 @@ ROUNDS, STRESSED = 1500, 3
 TRAPS = 2
 STOPS = 300
 #: Seconds between bursts of stops, at most.
-FREE = 0.1
+FREE = 0.02
 
 
 async def test_on_aarch64(tmp_path: Path) -> None:
