@@ -34,6 +34,7 @@ BIN = Path(sys.executable).parent
 CLONE_NEWPID = 0x20000000
 #: Pids that one node hands out before it would reach those of the next.
 PID_RANGE = 3000
+DYING = 20.0  # seconds for processes that have been told to end, or killed
 DEADLINE = 90.0  # seconds for anything that a test waits for, on a machine with too much to do
 
 #: The node's init: the kernel buries orphans for it. Its line says that the node is ready; it ends with the test.
@@ -271,6 +272,10 @@ class Node:
                     found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         found.pop(self.init, None)
         return found
+
+    async def empty(self) -> None:
+        """See it empty: the last process may take a moment to die."""
+        await until(lambda: not self.processes(), f"node {self.number} to be empty: {self.processes()}", DYING)
 
     def told(self) -> list[str]:
         """What runs in the node and what its programs wrote to stderr: for the report of a failure."""

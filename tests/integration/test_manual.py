@@ -24,9 +24,9 @@ async def test_restore_first(nodes: Nodes, a: Node, b: Node, criu: Path) -> None
     assert states == ["session opened", "complete", "restored", "committed", "running"]
     await assert_runs(check, b)
     await check.finish()
-    assert not a.processes()
+    await a.empty()
     assert await cache.stop() == 0
-    assert not b.processes()
+    await b.empty()
     _assert_tidy(a, b)
 
 

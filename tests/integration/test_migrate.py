@@ -89,7 +89,7 @@ async def test_processes_that_share_memory(nodes: Nodes, a: Node, b: Node, criu:
     cache = await start_cache(b, "--allow-restore", criu=criu)
     done = await migrate(a, pid, cache.address, criu)
     assert done.code == 0, done.output
-    assert not a.processes()
+    await a.empty()
     before = max(_words(report))
     await until(_is_fresh(report, before), "both to count on, and to see each other do so")
 

@@ -42,7 +42,7 @@ async def test_a_checked_process_runs_in_a_node(nodes: Nodes, a: Node) -> None:
     await check.verify_memory()
     check.assert_single_history()
     await check.finish()
-    assert not a.processes()
+    await a.empty()
 
 
 async def test_nodes_with_networks_of_their_own_can_be_joined(nodes: Nodes) -> None:

@@ -120,7 +120,7 @@ async def test_a_parked_checkpoint_is_restored_twice(nodes: Nodes, a: Node, b: N
     assert await dump(a, criu, check.pid).wait() == 0
     done = await proxy.ended()
     assert (done.code, done.stdout) == (0, "parked\n")
-    assert not a.processes()
+    await a.empty()
     assert archive.stat().st_mode & 0o777 == 0o600
     cache = await start_cache(b, "--from", f"file:{archive}", listen=None)
     assert await restore(b, criu).wait() == 0

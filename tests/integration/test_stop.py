@@ -18,7 +18,7 @@ async def test_idle(b: Node, node_dir: Path) -> None:
     assert await cache.stop() == 0
     assert b.files() == {"journal"}
     assert not list(node_dir.iterdir())
-    assert not b.processes()
+    await b.empty()
 
 
 async def test_a_proxy_that_waits_for_a_dump(a: Node, b: Node) -> None:

@@ -77,7 +77,7 @@ class Travellers:
         await there.install(self.pair, "crew")
         pid = await self.nodes.start_quiet(self.here, crew, 2**30, written, NAP, stop)
         await there.bring(self.here, pid, self.criu, self.pair, "--rounds", "1")
-        assert not self.here.processes()
+        await self.here.empty()
         assert await there.threads(crew) == [1, 5]
         await there.bring_back(pid, self.cache, self.pair)
         assert await there.threads(crew) == []
@@ -125,7 +125,7 @@ class Travellers:
         dump = shim.start("dump", "-t", pid, "--before", scratch, snapshot="s1", hook="imgproxy-hook")
         assert await dump.wait() == 0, dump.stderr
         assert (await proxy.ended()).code == 0, proxy.stderr
-        assert not here.processes()
+        await here.empty()
         done = await there.vm.run(*RESTORE, deadline=PATIENCE)
         assert done.code == 0, done.output
         done = await there.vm.run("sh", "-c", END, written, stop, crew, deadline=PATIENCE)
