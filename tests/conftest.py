@@ -165,7 +165,8 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     descriptors_before, children_before = _open_descriptors(), set(_children())
     yield
     del os.environ[MARK]
-    left = {pid: _describe(pid) for pid in [*_marked(mark), *_children()] if pid not in children_before}
+    found = {pid: _describe(pid) for pid in [*_marked(mark), *_children()] if pid not in children_before}
+    left = {pid: what for pid, what in found.items() if what}  # the others have died meanwhile
     for pid in left:
         _bury(pid)
     assert not left, f"processes left behind: {left}"
@@ -201,11 +202,12 @@ def _has(pid: int, mark: str) -> bool:
 
 
 def _describe(pid: int) -> str:
+    """What it is; "" if it is gone."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
         command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except (FileNotFoundError, ProcessLookupError):
-        return "just gone"
+        return ""
     state = next(line for line in status.splitlines() if line.startswith("State"))
     return f"{command or status.splitlines()[0]} {state}"
 

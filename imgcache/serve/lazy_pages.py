@@ -167,8 +167,13 @@ class LazyPages:
         """Answer criu lazy-pages until it is gone. What it does wrong ends it, and its guard says so."""
         try:
             await PageAnswers(sock, self._session, self._memory).run()
-        except (RemoteProtocolError, OSError, trio.BrokenResourceError) as error:
-            _log.warning("criu lazy-pages is not served any further", session=self._session.name, error=str(error))
+        except* (
+            RemoteProtocolError,
+            OSError,
+            trio.BrokenResourceError,
+        ) as errors:  # killed, it may fail both ways at once
+            reason = "; ".join(map(str, errors.exceptions))
+            _log.warning("criu lazy-pages is not served any further", session=self._session.name, error=reason)
             sock.close()
 
 
@@ -186,7 +191,8 @@ class PageAnswers:
         self._changes = Changes()
 
     async def run(self) -> None:
-        """Until it has said goodbye, or hangs up. RemoteProtocolError, OSError, trio.BrokenResourceError."""
+        """Until it has said goodbye, or hangs up. RemoteProtocolError, OSError, trio.BrokenResourceError; or several of
+        them."""
         async with flat_nursery() as nursery:
             nursery.start_soon(self._answer)
             while self._connection.wanted:
