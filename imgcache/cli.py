@@ -106,7 +106,7 @@ def status(
             for session in sessions:
                 print(json.dumps(session))
             return 0
-        from imgcache.sessions_table import show  # its library takes a sixth of the time that a start takes
+        from imgcache.sessions_table import show  # with its library, which takes long to load
 
         show(sessions)
         return 0

@@ -1,7 +1,6 @@
 """What both programs count. Where nobody asks for it (`--metrics`), nothing is: see `imgnode.metrics_server`.
 
-The protocols are the part of prometheus_client's metrics that is used. To load that library takes a fifth of the time
-that a program needs to start.
+The protocols are the part of prometheus_client's metrics that is used, so that it need not be loaded at each start.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""How the programs are loaded: in three fifths of the time that it would take otherwise.
+"""How the programs are loaded quickly: on an emulated machine a start takes seconds.
 
-On a fast machine that is a tenth of a second, on a slow one a second, of each start. What else helps is elsewhere:
-libraries that only some uses need are imported where they are needed.
+What else helps is elsewhere: libraries that only some uses need are imported where they are needed. All of it took the
+processor time of a start (`imgproxy --version`, least of ten) from 0.36 to 0.32 s, of `imgcache` from 0.32 to 0.30 s.
 """
 
 import gc

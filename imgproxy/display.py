@@ -92,6 +92,7 @@ class JsonDisplay(Display):
 
 
 def round_line(figures: RoundFigures, predicted: float | None) -> str:
+    """A round, for people."""
     expected = "" if predicted is None else f"; a freeze of {predicted:.3f} s is expected now"
     seconds = figures.ended - figures.began
     there = f" ({show_size(figures.skipped * PAGE)} were there, {show_size(figures.zero * PAGE)} of zeroes)"
@@ -109,7 +110,7 @@ def choose(as_json: bool) -> Display:
         return JsonDisplay()
     if not sys.stderr.isatty():
         return LineDisplay()
-    from imgproxy.terminal_display import TerminalDisplay  # its library takes a sixth of the time that a start takes
+    from imgproxy.terminal_display import TerminalDisplay  # with its library, which takes long to load
 
     return TerminalDisplay()
 
@@ -161,5 +162,6 @@ def _following(session: SourceSession) -> str:
 
 
 def print_lines(summary: Summary) -> None:
+    """The summary, on standard output."""
     for line in summary.lines():
         print(line)

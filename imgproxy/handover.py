@@ -253,8 +253,8 @@ def outcome(journal: Journal) -> bool:
     follow. A task that died by itself while all were stopped gives the process up, too. Blocking; TimeoutError if the
     action script is still at it.
     """
-    if journal.state in (DECIDING, KILLING):
-        proc.wait_dead([ProcessId(*journal.fact("hook"))], KILL_TIMEOUT)
+    if journal.state in (DECIDING, KILLING) and (hook := journal.fact("hook")):  # an older imgproxy's has none
+        proc.wait_dead([ProcessId(*hook)], KILL_TIMEOUT)
     state = journal.state
     if state in ("committed", "aborted"):
         return state == "committed"

@@ -41,7 +41,6 @@ async def test_scrape() -> None:
 
 
 async def test_where_nobody_asks_nothing_is_counted() -> None:
-    """And what counts is not loaded: it would take a fifth of the time that a program needs to start."""
     assert metrics_server_of(None) is None
     figures = Metrics()
     figures.image_bytes.labels("out", "pages").inc(4096)
