@@ -1,7 +1,7 @@
 """A nursery whose single error comes out as itself.
 
 trio wraps whatever leaves a nursery in an ExceptionGroup. Our tasks fail for one reason at a time, and a user is to
-see that reason; where several fail at once the group stays.
+see that reason, also where several have asked and all are told the same; where they fail for several the group stays.
 """
 
 from collections.abc import AsyncIterator
@@ -25,7 +25,11 @@ async def flat_nursery() -> AsyncIterator[trio.Nursery]:
 
 def _single(error: BaseException) -> BaseException | None:
     while isinstance(error, BaseExceptionGroup):
-        if len(error.exceptions) != 1 and error.split(trio.Cancelled)[1] is not None:
+        if len(error.exceptions) != 1 and error.split(trio.Cancelled)[1] is not None and not _is_one_reason(error):
             return None
         error = error.exceptions[0]
     return error
+
+
+def _is_one_reason(group: BaseExceptionGroup[BaseException]) -> bool:
+    return len({(type(one), str(one)) for one in group.exceptions}) == 1

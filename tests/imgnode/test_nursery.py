@@ -52,3 +52,15 @@ async def test_several_cancelled_tasks_are_one_cancellation() -> None:
             nursery.start_soon(trio.sleep_forever)
             nursery.start_soon(trio.sleep_forever)
             scope.cancel()
+
+
+async def test_several_that_fail_for_one_reason() -> None:
+    """As those who wait for answers when the link is lost."""
+
+    async def fail() -> None:
+        raise ValueError("the link is lost")
+
+    with pytest.raises(ValueError, match="the link is lost"):
+        async with flat_nursery() as nursery:
+            nursery.start_soon(fail)
+            nursery.start_soon(fail)
